@@ -1,0 +1,48 @@
+# Everything a developer or a new user runs; `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo tensorboard test test-all lint format types bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(READY)  ## Make the environment in .venv with the pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+demo: $(READY)  ## Train a classifier on real digits with a live LLC, and say where to look
+	$(BIN)/python examples/digits.py
+
+tensorboard: $(READY)  ## Open TensorBoard on the demo's logs
+	$(BIN)/tensorboard --logdir runs
+
+test: $(READY)  ## Run the tests that CI runs
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+
+test-all: $(READY)  ## Run every test that this machine can run
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## Apply style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## Check types, strictly
+	$(BIN)/mypy
+
+bench: $(READY)  ## Chain-steps per second beside devinterp and the bare passes
+	$(BIN)/python -m benchmarks.chain_speed
+
+clean:  ## Remove the environment and everything made
+	rm -rf $(VENV) runs lightning_logs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

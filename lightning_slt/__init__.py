@@ -1,0 +1,47 @@
+"""Watch the development of a network live: singular learning theory as PyTorch Lightning callbacks."""
+
+from lightning_slt import losses, theory
+from lightning_slt.calibration import Settings
+from lightning_slt.callbacks import LLCMonitor, LogSteps, SLTMonitor
+from lightning_slt.components import Component
+from lightning_slt.data import SamplingData, load_data
+from lightning_slt.estimators import LLC, Estimator
+from lightning_slt.health import Thresholds
+from lightning_slt.plan import FailedReadingError, estimate
+from lightning_slt.posterior import LocalPosterior
+from lightning_slt.preflight import PreflightError
+from lightning_slt.records import Reading, load_anchor, load_records
+from lightning_slt.samplers import SGLD, Sampler
+from lightning_slt.sampling import SamplingConfig, sample
+from lightning_slt.types import Draw, Estimate, Health
+from lightning_slt.version import __version__
+
+__all__ = [
+    "LLC",
+    "SGLD",
+    "Component",
+    "Draw",
+    "Estimate",
+    "Estimator",
+    "FailedReadingError",
+    "Health",
+    "LLCMonitor",
+    "LocalPosterior",
+    "LogSteps",
+    "PreflightError",
+    "Reading",
+    "SLTMonitor",
+    "Sampler",
+    "SamplingConfig",
+    "SamplingData",
+    "Settings",
+    "Thresholds",
+    "__version__",
+    "estimate",
+    "load_anchor",
+    "load_data",
+    "load_records",
+    "losses",
+    "sample",
+    "theory",
+]

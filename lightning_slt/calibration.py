@@ -1,0 +1,225 @@
+r"""Settings without the user: the relative target, a curve comparable over one run at small cost.
+
+With ``λ_max`` the largest curvature of the loss at the anchor, two numbers decide:
+
+* the *stability number* ``s = ε (nβ λ_max + γ)``: SGLD diverges at 4, and its values are right within a few percent
+  below 0.4;
+* the *condition* ``κ = nβ λ_max / γ``: a chain needs about ``κ / s`` steps to reach equilibrium, and directions with
+  curvature below the *resolution* ``γ / nβ`` do not count.
+
+So nβ = 30, γ from λ_max by a fixed κ, ε from s, and the burn-in from ``1 / (ε γ)``. nβ and γ define the posterior and
+stay fixed for a run. λ_max changes several times over in training, so ε and the number of steps follow it: where s
+would pass 0.4 the step is cut and the steps per draw are raised in proportion, up to a cap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from lightning_slt.components import Component
+from lightning_slt.data import ChainBatch, SamplingData
+from lightning_slt.passes import SequentialPasses, VectorizedPasses
+from lightning_slt.posterior import LocalPosterior
+from lightning_slt.samplers import SGLD, Sampler
+from lightning_slt.sampling import SamplingConfig
+from lightning_slt.seeding import generator
+
+NBETA = 30.0
+"""Default nβ: with n/log n a chain keeps training a network that still learns, and does not converge."""
+
+STABILITY = 0.4
+"""Aim for ``ε (nβ λ_max + γ)``: below it SGLD's values are biased by a few percent at most."""
+
+MAX_STRETCH = 8
+"""How many times more steps a reading may take where the curvature has grown."""
+
+RELAXATIONS = 3.0
+"""Burn-in in units of ``1/(εγ)``, the time in which the variance of the slowest direction settles."""
+
+PROBE_SAMPLES = 512
+"""Samples on which the curvature is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    r"""Everything that a reading runs with.
+
+    Attributes:
+        sampler: With the step size of this reading.
+        nbeta: nβ, fixed for a run.
+        localization: γ, fixed for a run.
+        sampling: Counts of this reading, burn-in resolved.
+        curvature: λ_max at the anchor where it was measured, else NaN.
+        stability: ``ε (nβ λ_max + γ)`` where it was measured, else NaN.
+        calibrated: Which of these were found rather than given.
+    """
+
+    sampler: Sampler
+    nbeta: float
+    localization: float
+    sampling: SamplingConfig
+    curvature: float = math.nan
+    stability: float = math.nan
+    calibrated: tuple[str, ...] = ()
+
+    @property
+    def resolution(self) -> float:
+        """Curvature ``γ/nβ`` below which a direction does not count; infinite without the loss."""
+        return self.localization / self.nbeta if self.nbeta else math.inf
+
+    @property
+    def condition(self) -> float:
+        """``κ = nβ λ_max / γ``."""
+        return self.nbeta * self.curvature / self.localization if self.localization else math.inf
+
+
+class PosteriorFactory(Protocol):
+    """Makes the posterior of one component at given constants."""
+
+    def __call__(self, component: Component, *, nbeta: float, localization: float) -> LocalPosterior:
+        """The posterior."""
+        ...
+
+
+def calibrate_relative(
+    posterior: PosteriorFactory,
+    components: Mapping[str, Component],
+    data: SamplingData,
+    sampling: SamplingConfig,
+    *,
+    sampler: Sampler | None,
+    nbeta: float | None,
+    localization: float | None,
+    condition: float = 10.0,
+) -> Settings:
+    r"""Fill in what the user left open.
+
+    Args:
+        posterior: Makes posteriors.
+        components: What moves; the largest curvature among them counts.
+        data: Samples.
+        sampling: Counts; ``num_burnin=None`` is resolved here.
+        sampler: The user's, or None for SGLD.
+        nbeta: The user's nβ, or None.
+        localization: The user's γ, or None.
+        condition: κ to aim for at this anchor; γ = nβ λ_max / κ.
+
+    Returns:
+        Complete settings, with λ_max and s where a step size, γ or burn-in had to be found.
+
+    Raises:
+        ValueError: If γ or the step size must be found and the loss has no curvature at the anchor.
+    """
+    left_open = {"sampler": sampler, "nbeta": nbeta, "localization": localization, "num_burnin": sampling.num_burnin}
+    calibrated = tuple(name for name, value in left_open.items() if value is None)
+    nbeta = NBETA if nbeta is None else nbeta
+    if sampler is not None and localization is not None and sampling.num_burnin is not None:
+        return Settings(sampler=sampler, nbeta=nbeta, localization=localization, sampling=sampling)
+    curvature = largest_curvature_of(posterior, components, data, sampling)
+    if localization is None:
+        if not curvature > 0:
+            raise ValueError(
+                f"the loss has curvature {curvature:.3g} at the anchor, so no localization can be derived from it; "
+                "give localization= (published values: 100 to 300 at nbeta=30)"
+            )
+        localization = nbeta * curvature / condition
+    if sampler is None:
+        sampler = SGLD(step_size=STABILITY / max(nbeta * curvature + localization, 1e-12))
+    settings = Settings(
+        sampler=sampler,
+        nbeta=nbeta,
+        localization=localization,
+        sampling=sampling,
+        curvature=curvature,
+        stability=sampler.step_size * (nbeta * curvature + localization),
+        calibrated=calibrated,
+    )
+    return replace(settings, sampling=replace(sampling, num_burnin=_burnin(settings)))
+
+
+def follow_curvature(settings: Settings, curvature: float) -> Settings:
+    r"""The same posterior at an anchor of another curvature: ε is cut where s would pass 0.4, steps are raised.
+
+    Args:
+        settings: Of the run, as calibrated at its first reading.
+        curvature: λ_max at this anchor.
+
+    Returns:
+        Settings of this reading. ε is never raised. Where the curvature asks for more than ``MAX_STRETCH`` times the
+        steps, those are capped and the drift and R̂ of the reading tell whether they sufficed.
+    """
+    sampler, sampling = settings.sampler, settings.sampling
+    stability = sampler.step_size * (settings.nbeta * curvature + settings.localization)
+    if stability > STABILITY:
+        stretch = min(math.ceil(stability / STABILITY), MAX_STRETCH)
+        sampler = replace(sampler, step_size=sampler.step_size * STABILITY / stability)
+        burnin = (sampling.num_burnin or 0) * stretch
+        sampling = replace(sampling, num_burnin=burnin, thinning=sampling.thinning * stretch)
+        stability = STABILITY
+    return replace(settings, sampler=sampler, sampling=sampling, curvature=curvature, stability=stability)
+
+
+def largest_curvature_of(
+    posterior: PosteriorFactory, components: Mapping[str, Component], data: SamplingData, sampling: SamplingConfig
+) -> float:
+    """λ_max of the loss at the anchor, the largest over components."""
+    return max(
+        largest_curvature(posterior(component, nbeta=1.0, localization=0.0), data, sampling)
+        for component in components.values()
+    )
+
+
+def largest_curvature(
+    posterior: LocalPosterior, data: SamplingData, sampling: SamplingConfig, *, iterations: int = 12
+) -> float:
+    r"""Largest absolute eigenvalue of the Hessian of the mean loss at the anchor, by power iteration.
+
+    Hessian-vector products are central differences of gradients, ``Hv ≈ (g(w* + δv) − g(w* − δv)) / 2δ``, which need
+    no second derivatives of the user's operations.
+
+    Args:
+        posterior: Gives loss and anchor.
+        data: Up to ``PROBE_SAMPLES`` of them are used, the same at every call.
+        sampling: Gives batch size, seed and route.
+        iterations: Twelve reach about 5 %.
+
+    Returns:
+        λ_max ≥ 0.
+    """
+    row = posterior.anchor_row
+    batches = _probe_batches(data, sampling)
+    vector = torch.randn(row.shape, generator=generator(sampling.seed, "curvature"), dtype=row.dtype).to(row.device)
+    delta = 1e-3 * (1 + float(row.norm()))
+    route = SequentialPasses if sampling.chain_method == "sequential" else VectorizedPasses
+    value = 0.0
+    for _ in range(iterations):
+        vector = vector / vector.norm()
+        passes = route(posterior, torch.cat([row + delta * vector, row - delta * vector]))
+        gradient = sum((passes.loss_and_gradient(b)[1] for b in batches), torch.zeros_like(passes.position))
+        product = (gradient[:1] - gradient[1:]) / (2 * delta * len(batches))
+        value = float(product.norm())
+        if not math.isfinite(value) or value == 0:
+            return value
+        vector = product
+    return value
+
+
+def _probe_batches(data: SamplingData, sampling: SamplingConfig) -> list[ChainBatch]:
+    count = min(len(data), PROBE_SAMPLES)
+    order = torch.randperm(len(data), generator=generator(sampling.seed, "curvature data"))[:count]
+    size = min(max(sampling.batch_size, 64), count)
+    return [data.chain_batch(order[i : i + size]) for i in range(0, count - size + 1, size)]
+
+
+def _burnin(settings: Settings) -> int:
+    """Given, or ``RELAXATIONS / (ε γ)`` steps, at most ten times the kept ones."""
+    if settings.sampling.num_burnin is not None:
+        return settings.sampling.num_burnin
+    rate = settings.sampler.step_size * settings.localization
+    kept = settings.sampling.num_draws * settings.sampling.thinning
+    return min(math.ceil(RELAXATIONS / rate), 10 * kept) if rate > 0 else kept

@@ -1,0 +1,140 @@
+"""When readings are due: Lightning's own intervals, explicit and log-spaced steps, and a budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True)
+class LogSteps:
+    """Steps evenly spaced in log scale, rounded, without repeats; to pass as ``at_steps``.
+
+    Args:
+        first: First step, at least 1.
+        last: Last step.
+        count: How many before repeats are dropped.
+
+    Raises:
+        ValueError: If the range is empty or the count below 2.
+
+    >>> list(LogSteps(1, 1000, 4))
+    [1, 10, 100, 1000]
+    """
+
+    first: int
+    last: int
+    count: int
+
+    def __post_init__(self) -> None:
+        """Refuse an empty range."""
+        if self.first < 1 or self.last <= self.first or self.count < 2:
+            raise ValueError(f"LogSteps needs 1 <= first < last and count >= 2, got {self}")
+
+    def __iter__(self) -> Iterator[int]:
+        """The steps in order."""
+        ratio = self.last / self.first
+        return iter(sorted({round(self.first * ratio ** (i / (self.count - 1))) for i in range(self.count)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The user's intervals; several together are a union.
+
+    Raises:
+        ValueError: If an interval is not positive or a step is negative.
+    """
+
+    every_n_train_steps: int | None = None
+    every_n_epochs: int | None = None
+    train_time_interval: timedelta | None = None
+    at_steps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse intervals that can never come."""
+        for name in ("every_n_train_steps", "every_n_epochs"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, or None for never, got {value!r}")
+        if self.train_time_interval is not None and self.train_time_interval <= timedelta(0):
+            raise ValueError(f"train_time_interval must be positive, got {self.train_time_interval}")
+        if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in self.at_steps):
+            raise ValueError(f"at_steps must be whole numbers, zero or more, got {list(self.at_steps)}")
+
+    @property
+    def empty(self) -> bool:
+        """Whether no interval was given."""
+        return not (self.every_n_train_steps or self.every_n_epochs or self.train_time_interval or self.at_steps)
+
+    def due_at_step(self, last: int, step: int, *, since: float) -> bool:
+        """Whether a reading is due at a step, given the step of the last look and the seconds since the last reading.
+
+        "Crossed a multiple" rather than "is a multiple": several optimizers advance the count by more than one, and
+        gradient accumulation shows the same count several times.
+        """
+        every = self.every_n_train_steps
+        if every is not None and step // every > last // every:
+            return True
+        if any(last < s <= step for s in self.at_steps):
+            return True
+        return self.train_time_interval is not None and since >= self.train_time_interval.total_seconds()
+
+    def due_at_epoch(self, epoch: int) -> bool:
+        """Whether a reading is due at the end of an epoch, counted from 0."""
+        return self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0
+
+
+class Budget:
+    """Keeps reading time over training time at or below a share, by skipping readings that it cannot yet pay for.
+
+    Args:
+        share: Largest overhead, such as 0.1; None for no limit.
+        clock: Gives seconds; injected by tests.
+
+    Raises:
+        ValueError: If the share is not positive.
+    """
+
+    def __init__(self, share: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Start with nothing spent."""
+        if share is not None and not share > 0:
+            raise ValueError(f"max_overhead must be a positive share such as 0.1, got {share}")
+        self.share, self.clock = share, clock
+        self.spent = 0.0
+        self.elapsed_before = 0.0
+        self.cost: float | None = None
+        self._began = clock()
+
+    def begin(self) -> None:
+        """The fit starts now."""
+        self._began = self.clock()
+
+    def resume(self, *, spent: float, elapsed: float, cost: float | None) -> None:
+        """Go on from an earlier part of the run."""
+        self.spent, self.elapsed_before, self.cost = spent, elapsed, cost
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of fitting so far, earlier parts of a resumed run included."""
+        return self.elapsed_before + self.clock() - self._began
+
+    @property
+    def overhead(self) -> float:
+        """Reading time over training time so far."""
+        training = self.elapsed - self.spent
+        return self.spent / training if training > 0 else float("inf")
+
+    def affords(self) -> bool:
+        """Whether one more reading, as dear as the last, would still leave the overhead within the share."""
+        if self.share is None:
+            return True
+        training = self.elapsed - self.spent
+        return self.spent + (self.cost or 0.0) <= self.share * training
+
+    def pay(self, seconds: float, *, reading: bool) -> None:
+        """Book time; a reading's also predicts the next one's."""
+        self.spent += seconds
+        if reading:
+            self.cost = seconds

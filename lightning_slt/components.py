@@ -1,0 +1,121 @@
+r"""Components: which weights move while the rest of the network stays at the anchor.
+
+A weight-refined LLC (arXiv:2410.02984) samples one component ``C`` with everything else frozen. A component names
+parameters, and optionally the elements of a parameter that belong to it. Parameters outside it have no chain copies,
+no gradient and no noise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+FULL = "full"
+"""Name of the component of all parameters that require gradients."""
+
+
+@dataclass(frozen=True)
+class Component:
+    r"""A set of weights that moves.
+
+    Args:
+        parameters: Names of the parameters, as in ``module.named_parameters()``.
+        masks: For a parameter that belongs only in part: a boolean tensor of its shape, true where it moves.
+
+    Raises:
+        ValueError: If no parameter is named, or a mask belongs to none of them.
+        TypeError: If a mask is not boolean.
+
+    >>> Component(("0.weight", "0.bias")).parameters
+    ('0.weight', '0.bias')
+    """
+
+    parameters: tuple[str, ...]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the names against the masks."""
+        object.__setattr__(self, "parameters", tuple(self.parameters))
+        if not self.parameters:
+            raise ValueError("a Component needs at least one parameter name; write Component(('layer.weight',))")
+        for name, mask in self.masks.items():
+            if name not in self.parameters:
+                raise ValueError(f"mask for {name!r}, which is not among the component's parameters {self.parameters}")
+            if mask.dtype != torch.bool:
+                raise TypeError(f"mask of {name!r} must be a boolean tensor, got {mask.dtype}; write mask.bool()")
+
+
+def resolve_components(
+    module: nn.Module, components: str | Mapping[str, Component] | Component | None
+) -> dict[str, Component]:
+    """Turn what a user wrote into named components of one module.
+
+    Args:
+        module: The network.
+        components: ``None`` for all parameters that require gradients, under the name ``full``; ``"layers"`` for one
+            component per sub-module that owns parameters; a pattern of parameter names (``"encoder.*"``), which is
+            also the component's name; a ``Component``; or a mapping from names to components.
+
+    Returns:
+        Components by name, each checked against the module.
+
+    Raises:
+        ValueError: If nothing matches; the message lists the nearest names.
+        TypeError: If ``components`` is of another kind.
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError("no parameter of the module requires gradients, so there is nothing to sample")
+    if components is None:
+        return {FULL: Component(tuple(trainable))}
+    if isinstance(components, Component):
+        components = {"component": components}
+    if isinstance(components, str):
+        return _layers(trainable) if components == "layers" else _matching(components, trainable)
+    if not isinstance(components, Mapping) or not all(isinstance(c, Component) for c in components.values()):
+        raise TypeError(
+            "components must be None, 'layers', a pattern of parameter names, a Component or {name: Component}; "
+            f"got {components!r}"
+        )
+    if not components:
+        raise ValueError("components is an empty mapping; write None for all weights")
+    for component in components.values():
+        _check(component, trainable)
+    return dict(components)
+
+
+def _layers(trainable: Mapping[str, Tensor]) -> dict[str, Component]:
+    groups: dict[str, list[str]] = {}
+    for name in trainable:
+        groups.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return {layer: Component(tuple(names)) for layer, names in groups.items()}
+
+
+def _matching(pattern: str, trainable: Mapping[str, Tensor]) -> dict[str, Component]:
+    if pattern == "heads":
+        raise ValueError("components='heads' is not available yet; give {name: Component(parameters, masks)} instead")
+    names = tuple(n for n in trainable if fnmatch.fnmatchcase(n, pattern) or n.startswith(f"{pattern}."))
+    if not names:
+        raise ValueError(f"no trainable parameter matches {pattern!r}; {_nearest(pattern, trainable)}")
+    return {pattern: Component(names)}
+
+
+def _check(component: Component, trainable: Mapping[str, Tensor]) -> None:
+    for name in component.parameters:
+        if name not in trainable:
+            raise ValueError(f"no trainable parameter is called {name!r}; {_nearest(name, trainable)}")
+        mask = component.masks.get(name)
+        if mask is not None and mask.shape != trainable[name].shape:
+            raise ValueError(
+                f"mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(trainable[name].shape)}"
+            )
+
+
+def _nearest(name: str, trainable: Mapping[str, Tensor]) -> str:
+    near = difflib.get_close_matches(name, trainable, n=5, cutoff=0.3) or list(trainable)[:5]
+    return f"the nearest of its {len(trainable)} names: {', '.join(near)}"

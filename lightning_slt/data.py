@@ -1,0 +1,320 @@
+r"""The samples that a reading uses, and the minibatches that each chain draws from them.
+
+Samples are fetched once, with fixed seeds and from a copy of the data set, and kept: a data set with random state of
+its own would otherwise change training, and random augmentations would make losses at two draws incomparable.
+Minibatches come without replacement, reshuffled each epoch, one stream per chain.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+
+from lightning_slt.seeding import generator
+from lightning_slt.types import Batch
+
+MEMORY_LIMIT = 2**30
+"""Bytes of samples kept; of a larger data set a random subset is used, and said."""
+
+
+class ChainBatch(NamedTuple):
+    """Minibatches of several chains.
+
+    Attributes:
+        leaves: Tensors of the batch, each ``[chain, sample, …]``; without the chain axis where all chains share it.
+        spec: How they nest, with everything that is no tensor.
+        shared: Whether all chains use the same minibatch.
+        indices: Which samples these are, ``[chain, sample]`` or ``[sample]`` where shared.
+        ragged: The batches one by one, where they do not stack.
+    """
+
+    leaves: tuple[Tensor, ...]
+    spec: Callable[[Sequence[Tensor]], Batch]
+    shared: bool
+    indices: Tensor
+    ragged: tuple[Batch, ...] = ()
+
+    def of_chain(self, row: int) -> Batch:
+        """Batch of one chain, exactly as collated."""
+        if self.ragged:
+            return self.ragged[row]
+        return self.spec(self.leaves if self.shared else [leaf[row] for leaf in self.leaves])
+
+    def rows(self, start: int, stop: int) -> ChainBatch:
+        """Batches of some of the chains."""
+        if self.shared:
+            return self
+        leaves = tuple(leaf[start:stop] for leaf in self.leaves)
+        return self._replace(leaves=leaves, indices=self.indices[start:stop], ragged=self.ragged[start:stop])
+
+
+@dataclass(frozen=True)
+class SamplingData:
+    """Samples kept in memory, to be collated by index.
+
+    Attributes:
+        samples: One entry a sample, as the data set gives them; empty where ``whole`` holds them all.
+        prepare: Collates a list of samples and moves the batch to the device.
+        whole: All samples collated at once, where slices of that equal the collated slices.
+        total: Number of samples that the data set has; larger than ``len(self)`` where a subset is used.
+    """
+
+    samples: Sequence[Any]
+    prepare: Callable[[Sequence[Any]], Batch]
+    whole: Batch | None
+    count: int
+    total: int
+
+    def __len__(self) -> int:
+        """Number of samples in use."""
+        return self.count
+
+    def batch(self, indices: Tensor) -> Batch:
+        """One collated batch of the samples ``[sample]``."""
+        if self.whole is not None:
+            return _take(self.whole, indices)
+        return self.prepare([self.samples[i] for i in indices.tolist()])
+
+    def chain_batch(self, indices: Tensor) -> ChainBatch:
+        """Minibatches for several chains ``[chain, sample]``, or one for all of them ``[sample]``."""
+        shared = indices.ndim == 1
+        if self.whole is not None:
+            leaves, spec = _split(_take(self.whole, indices))
+            return ChainBatch(leaves, spec, shared, indices)
+        batches = [self.batch(row) for row in indices.reshape(-1, indices.shape[-1])]
+        if shared:
+            leaves, spec = _split(batches[0])
+            return ChainBatch(leaves, spec, True, indices)
+        split = [_split(b) for b in batches]
+        stackable = len({tuple(leaf.shape for leaf in leaves) for leaves, _ in split}) == 1
+        stacked = tuple(torch.stack(column) for column in zip(*(s[0] for s in split), strict=True)) if stackable else ()
+        return ChainBatch(stacked, split[0][1], False, indices, () if stackable else tuple(batches))
+
+
+def load_data(
+    source: Any,
+    *,
+    to_device: Callable[[Batch], Batch],
+    seed: int,
+    memory_limit: int = MEMORY_LIMIT,
+) -> SamplingData:
+    """Fetch the samples of a data set once; call inside ``isolated``.
+
+    Args:
+        source: A map-style ``Dataset`` or a sequence of samples, a ``DataLoader`` over one (its ``collate_fn`` is
+            kept, its order and workers are not used), or a dict or list of these, batched side by side.
+        to_device: Moves a collated batch where the loss is evaluated.
+        seed: Chooses the subset where the data exceed ``memory_limit`` bytes.
+        memory_limit: How many bytes of samples to keep.
+
+    Returns:
+        The samples.
+
+    Raises:
+        TypeError: For streams without a length, and loaders that do not collate single samples.
+        ValueError: If there are no samples.
+    """
+    dataset, collate = source_parts(source)
+    total = len(dataset)
+    if total == 0:
+        raise ValueError("the data set has no samples; pass data= a Dataset with at least one")
+    prepare = _Prepare(collate, to_device)
+    columns = _plain_tensors(dataset) if collate is default_collate else None
+    if columns is None:
+        dataset = copy_dataset(dataset)
+    size = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(collate([dataset[0]])) if isinstance(t, Tensor))
+    keep = _subset(total, max(1, memory_limit // max(size, 1)), seed)
+    if columns is None:
+        samples: Sequence[Any] = [dataset[i] for i in keep.tolist()]
+        whole = prepare(samples)
+    else:
+        kept = [column[keep] for column in columns]
+        samples, whole = _Rows(kept), to_device(kept)
+    if _sliceable(whole, samples, prepare, seed):
+        return SamplingData((), prepare, whole, len(samples), total)
+    return SamplingData(samples, prepare, None, len(samples), total)
+
+
+class _Rows(Sequence[Any]):
+    """Samples of a TensorDataset, without fetching them one by one."""
+
+    def __init__(self, columns: list[Tensor]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(column[index] for column in self.columns)
+
+
+class Streams:
+    """Minibatch indices of each chain, a function of (seed, chain, step) alone.
+
+    Args:
+        count: Number n of samples.
+        batch_size: Samples a minibatch; n or more is the full set.
+        seed: Of the run.
+        chains: Which chains.
+        share_batches: One stream for all chains.
+    """
+
+    def __init__(self, count: int, *, batch_size: int, seed: int, chains: Sequence[int], share_batches: bool) -> None:
+        """Start every stream at its first epoch."""
+        self.count, self.batch_size = count, min(batch_size, count)
+        self.full, self.shared = batch_size >= count, share_batches
+        streams = [0] if share_batches else list(chains)
+        purpose = "shared batches" if share_batches else "batches"
+        self._generators = [generator(seed, purpose, c) for c in streams]
+        self._orders = [torch.empty(0, dtype=torch.long) for _ in streams]
+        self._used = count
+
+    def next(self) -> Tensor:
+        """``[chain, sample]``, or ``[sample]`` where all chains share it. The remainder of an epoch is left out."""
+        if self.full:
+            return torch.arange(self.count)
+        if self._used + self.batch_size > self.count:
+            self._orders = [torch.randperm(self.count, generator=g) for g in self._generators]
+            self._used = 0
+        window = slice(self._used, self._used + self.batch_size)
+        self._used += self.batch_size
+        rows = [order[window] for order in self._orders]
+        return rows[0] if self.shared else torch.stack(rows)
+
+
+def source_parts(source: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
+    """Data set and collate function of whatever a user calls data; nothing is fetched.
+
+    Raises:
+        TypeError: See :func:`load_data`.
+    """
+    if isinstance(source, DataLoader):
+        if source.batch_sampler is None:
+            raise TypeError("the DataLoader does not batch single samples (batch_size=None); pass data= a Dataset")
+        dataset, collate = source.dataset, source.collate_fn
+    elif isinstance(source, Mapping) and source:
+        named = {name: source_parts(part) for name, part in source.items()}
+        return _SideBySide({n: p[0] for n, p in named.items()}), _CollateParts({n: p[1] for n, p in named.items()})
+    elif isinstance(source, list | tuple) and source and all(isinstance(s, DataLoader | Dataset) for s in source):
+        parts = [source_parts(part) for part in source]
+        return _SideBySide([p[0] for p in parts]), _CollateParts([p[1] for p in parts])
+    else:
+        dataset, collate = source, default_collate
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"{type(dataset).__name__} is a stream without a length and cannot be sampled by index; "
+            "pass data= a map-style Dataset (or a list of samples), for instance the first thousand of the stream"
+        )
+    return dataset, collate
+
+
+def copy_dataset(dataset: Any) -> Any:
+    """A deep copy, so that random state inside the data set is not advanced.
+
+    Raises:
+        TypeError: If it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(dataset)
+    except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+        raise TypeError(
+            f"{type(dataset).__name__} cannot be copied ({error}), and reading from it directly could change training; "
+            "pass data= a data set of its own for the readings, such as a list of samples"
+        ) from error
+
+
+class _Prepare:
+    def __init__(self, collate: Callable[[list[Any]], Batch], to_device: Callable[[Batch], Batch]) -> None:
+        self.collate, self.to_device = collate, to_device
+
+    def __call__(self, samples: Sequence[Any]) -> Batch:
+        return self.to_device(self.collate(list(samples)))
+
+
+class _SideBySide:
+    """Several data sets read in step, the shorter ones starting over, as Lightning's combined loaders do."""
+
+    def __init__(self, parts: Any) -> None:
+        self.parts = parts
+        self.keys = list(parts) if isinstance(parts, Mapping) else list(range(len(parts)))
+
+    def __len__(self) -> int:
+        return max(len(self.parts[k]) for k in self.keys)
+
+    def __getitem__(self, index: int) -> Any:
+        return {k: self.parts[k][index % len(self.parts[k])] for k in self.keys}
+
+
+class _CollateParts:
+    def __init__(self, collates: Any) -> None:
+        self.collates = collates
+
+    def __call__(self, samples: list[Any]) -> Batch:
+        if isinstance(self.collates, Mapping):
+            return {k: collate([s[k] for s in samples]) for k, collate in self.collates.items()}
+        return [collate([s[k] for s in samples]) for k, collate in enumerate(self.collates)]
+
+
+def _subset(total: int, limit: int, seed: int) -> Tensor:
+    if total <= limit:
+        return torch.arange(total)
+    return torch.randperm(total, generator=generator(seed, "subset"))[:limit].sort().values
+
+
+def _plain_tensors(dataset: Any) -> list[Tensor] | None:
+    """Columns of a TensorDataset or a Subset of one, which need no fetching."""
+    if type(dataset) is TensorDataset:
+        return list(dataset.tensors)
+    if type(dataset) is Subset and (inner := _plain_tensors(dataset.dataset)) is not None:
+        index = torch.as_tensor(dataset.indices)
+        return [t[index] for t in inner]
+    return None
+
+
+def _sliceable(whole: Batch, samples: Sequence[Any], prepare: Callable[[Sequence[Any]], Batch], seed: int) -> bool:
+    """Whether taking rows of the whole equals collating those samples, tried on two random handfuls."""
+    if any(isinstance(x, Tensor) and (not x.ndim or len(x) != len(samples)) for x in pytree.tree_leaves(whole)):
+        return False
+    g = generator(seed, "sliceable")
+    for size in (1, min(5, len(samples))):
+        index = torch.randperm(len(samples), generator=g)[:size]
+        ours, spec = pytree.tree_flatten(_take(whole, index))
+        theirs, other = pytree.tree_flatten(prepare([samples[i] for i in index.tolist()]))
+        if spec != other or not all(_same(a, b) for a, b in zip(ours, theirs, strict=True)):
+            return False
+    return True
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    return type(a) is type(b) and isinstance(a, int | float | str | bool | type(None)) and a == b
+
+
+def _take(whole: Batch, indices: Tensor) -> Batch:
+    def take(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        picked = leaf.index_select(0, indices.flatten().to(leaf.device))
+        return picked.view(*indices.shape, *leaf.shape[1:])
+
+    return pytree.tree_map(take, whole)
+
+
+def _split(batch: Batch) -> tuple[tuple[Tensor, ...], Callable[[Sequence[Tensor]], Batch]]:
+    leaves, spec = pytree.tree_flatten(batch)
+    is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+
+    def join(tensors: Sequence[Tensor]) -> Batch:
+        rest = iter(tensors)
+        joined = [next(rest) if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True)]
+        return pytree.tree_unflatten(joined, spec)
+
+    return tuple(leaf for leaf, t in zip(leaves, is_tensor, strict=True) if t), join

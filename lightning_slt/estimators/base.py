@@ -1,0 +1,65 @@
+"""What every estimator is: a frozen description that starts an accumulator for each run of chains."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torchmetrics import Metric
+
+from lightning_slt.types import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What an accumulator may know of the chains that feed it.
+
+    Attributes:
+        num_chains: Of the whole run, all processes together.
+        num_draws: Kept draws per chain.
+        nbeta: nβ.
+        localization: γ.
+        dimension: Number d of free coordinates.
+        share_batches: Whether chains use the same minibatches.
+        stability: ``ε (nβ λ_max + γ)`` where it was measured, else NaN.
+        device: Where the draws are.
+    """
+
+    num_chains: int
+    num_draws: int
+    nbeta: float
+    localization: float
+    dimension: int
+    share_batches: bool = False
+    stability: float = float("nan")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class Accumulator(ABC):
+    """Takes the draws of one run in, and gives the estimate at the end."""
+
+    @abstractmethod
+    def update(self, draw: Draw) -> None:
+        """Take one draw of some chains in."""
+
+    @property
+    @abstractmethod
+    def states(self) -> Sequence[Metric]:
+        """Statistics that several processes add up before :meth:`compute`."""
+
+    @abstractmethod
+    def compute(self) -> Any:
+        """The estimate."""
+
+
+class Estimator(ABC):
+    """Base of all estimators; frozen dataclasses with a ``name``, the key of their result."""
+
+    name: str
+
+    @abstractmethod
+    def start(self, run: Run) -> Accumulator:
+        """An empty accumulator for one run of chains."""

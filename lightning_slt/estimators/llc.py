@@ -1,0 +1,140 @@
+r"""The local learning coefficient (arXiv:2308.12108, eq. 14).
+
+.. math:: \hat\lambda(w^*) = n\beta \,\big( E[L_n(w)] - L_n(w^*) \big)
+
+Each draw contributes the difference of losses at ``w_t`` and at ``w*`` on the same minibatch. With a component that is
+not the whole network this is the weight-refined LLC, on other data the data-refined one (arXiv:2410.02984); both can
+be negative, and are reported as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_slt.diagnostics import autocorrelation_time, ess_bulk
+from lightning_slt.estimators.base import Accumulator, Estimator, Run
+from lightning_slt.health import Thresholds, judge, trace_values
+from lightning_slt.statistics import Traces, statistics_device
+from lightning_slt.types import Draw, Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLC(Estimator):
+    r"""Estimates λ̂ with its error between chains.
+
+    Args:
+        name: Key of the result and part of the log tags.
+        traces: Keep whole traces ``[chain, draw]`` in the estimate: ``loss`` above the anchor, in nats.
+        thresholds: Of the health checks.
+
+    >>> LLC().name
+    'llc'
+    """
+
+    name: str = "llc"
+    traces: bool = False
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    def start(self, run: Run) -> Accumulator:
+        """An accumulator for one run of chains."""
+        return _LLCAccumulator(self, run)
+
+
+class _LLCAccumulator(Accumulator):
+    def __init__(self, estimator: LLC, run: Run) -> None:
+        self.estimator, self.run = estimator, run
+        device = statistics_device(run.device)
+        self.rise, self.anchor, self.steps, self.distance, self.drift_to_noise = (
+            Traces(run.num_chains, run.num_draws, device=device) for _ in range(5)
+        )
+
+    @property
+    def states(self) -> Sequence[Metric]:
+        return self.rise, self.anchor, self.steps, self.distance, self.drift_to_noise
+
+    def update(self, draw: Draw) -> None:
+        self.rise.update(draw.chains, draw.index, draw.loss.double() - draw.anchor_loss.double())
+        self.anchor.update(draw.chains, draw.index, draw.anchor_loss)
+        self.steps.update(draw.chains, draw.index, torch.full_like(draw.loss, draw.step))
+        if draw.motion is not None:
+            self.distance.update(draw.chains, draw.index, draw.motion.distance)
+            self.drift_to_noise.update(draw.chains, draw.index, draw.motion.drift_to_noise)
+
+    def compute(self) -> Estimate:
+        rise, steps = self.rise.compute().cpu(), self.steps.compute().cpu()
+        dead = _dead_chains(rise, steps)
+        alive = torch.tensor([chain not in dead for chain in range(len(rise))])
+        per_chain = torch.where(alive, self.run.nbeta * rise.mean(1), torch.nan)
+        live = rise[alive]
+        mean, stderr = _mean_and_stderr(self.run.nbeta * live, shared=self.run.share_batches)
+        values = self._values(live, alive, len(dead))
+        return Estimate(
+            mean=mean,
+            stderr=stderr,
+            per_chain=per_chain,
+            health=judge(values, dead, self.estimator.thresholds),
+            traces={"loss": rise} if self.estimator.traces else {},
+        )
+
+    def _values(self, live: Tensor, alive: Tensor, num_dead: int) -> dict[str, float]:
+        run = self.run
+        enough = len(live) > 0 and live.shape[1] >= 4
+        measured = self.distance.compute().cpu()[alive]
+        reach = math.sqrt(run.dimension / run.localization) if run.localization else math.inf
+        return {
+            **trace_values(live),
+            "finite": float(num_dead),
+            "drift_to_noise": _mean_measured(self.drift_to_noise.compute().cpu()[alive]),
+            "prior_bound": _mean_measured(measured[:, measured.shape[1] // 2 :]) / reach,
+            **({"step_size": run.stability} if math.isfinite(run.stability) else {}),
+            "ess_bulk": float(ess_bulk(live)) if enough else math.nan,
+            "anchor_loss": float(self.anchor.compute().cpu()[alive].mean()) if len(live) else math.nan,
+        }
+
+
+def _dead_chains(rise: Tensor, steps: Tensor) -> dict[int, int]:
+    """Chains that were ever not finite, with the step of the first such draw."""
+    bad = ~torch.isfinite(rise)
+    return {int(c): int(steps[c, int(bad[c].int().argmax())]) for c in bad.any(1).nonzero()[:, 0]}
+
+
+def _mean_measured(values: Tensor) -> float:
+    """Mean over the draws at which a motion was measured; the rest are zeros."""
+    seen = values[values != 0]
+    return float(seen.mean()) if len(seen) else math.nan
+
+
+def _mean_and_stderr(traces: Tensor, *, shared: bool) -> tuple[float, float]:
+    r"""Mean over live chains and its standard error.
+
+    Independent chains: ``s_c / √C``. Chains that share minibatches also share noise, which their spread cannot show:
+    with ``V`` the variance of a chain mean and ``K`` the covariance of two of them the error is ``(V − K)/C + K``,
+    where the spread estimates ``V − K`` and the long-run variance of the average over chains shows ``K``.
+    """
+    chains = len(traces)
+    if chains == 0:
+        return math.nan, math.nan
+    means = traces.mean(1)
+    if chains == 1:
+        return float(means[0]), math.nan
+    variance = float(means.var()) / chains
+    if shared:
+        variance += max(0.0, _long_run(traces.mean(0)) - _mean_long_run(traces) / chains) * chains / (chains - 1)
+    return float(means.mean()), math.sqrt(variance)
+
+
+def _long_run(trace: Tensor) -> float:
+    """Variance of the mean of one autocorrelated trace ``[draw]``."""
+    tau = float(autocorrelation_time(trace[None]))
+    variance = float(trace.var())
+    return variance * (tau if math.isfinite(tau) else 1.0) / len(trace)
+
+
+def _mean_long_run(traces: Tensor) -> float:
+    return sum(_long_run(trace) for trace in traces) / len(traces)

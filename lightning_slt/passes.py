@@ -1,0 +1,197 @@
+r"""Forward and backward passes of many chains: together under ``torch.vmap``, or one after another.
+
+Both routes see the same positions and give the same numbers up to float32 rounding. The backward pass runs once, on
+the sum of the chains' losses, outside ``vmap``: the gradient of that sum with respect to the stacked weights holds
+every chain's own gradient, and the backward of batched operations is cheaper than a transformed backward.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
+
+from lightning_slt.data import ChainBatch
+from lightning_slt.posterior import LocalPosterior
+from lightning_slt.types import FunctionalLoss, Params
+
+
+class Passes(ABC):
+    """Losses and gradients of some chains at their positions.
+
+    Args:
+        posterior: Gives the loss and the layout.
+        position: Free coordinates ``[chain, coordinate]``; moved in place by the sampler and read anew at each pass.
+    """
+
+    def __init__(self, posterior: LocalPosterior, position: Tensor) -> None:
+        """Let leaves view the position, so that a sampler's step needs no copying."""
+        self.posterior, self.position = posterior, position
+        self.leaves: Params = {}
+        for leaf in posterior.leaves:
+            if leaf.moving is None:
+                view = position.detach()[:, leaf.start : leaf.stop].view(-1, *leaf.shape)
+            else:
+                view = posterior.anchor[leaf.name].detach().repeat(len(position), *([1] * len(leaf.shape)))
+            self.leaves[leaf.name] = view.requires_grad_()
+
+    def loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]:
+        """Mean minibatch loss ``[chain]`` in nats and its gradient ``[chain, coordinate]``."""
+        with torch.enable_grad():
+            self._fill_masked()
+            return self._loss_and_gradient(batch)
+
+    @torch.no_grad()
+    def loss(self, batch: ChainBatch) -> Tensor:
+        """Mean minibatch loss ``[chain]``, in nats."""
+        self._fill_masked()
+        return self._losses(self.posterior.loss, batch, mean=True)
+
+    @torch.no_grad()
+    def losses(self, batch: ChainBatch, loss: FunctionalLoss | None = None) -> Tensor:
+        """Losses of each sample ``[chain, sample]`` or ``[chain, sample, token]``, in nats."""
+        self._fill_masked()
+        return self._losses(loss or self.posterior.loss, batch, mean=False)
+
+    def _fill_masked(self) -> None:
+        for leaf in self.posterior.leaves:
+            if leaf.moving is not None:
+                with torch.no_grad():
+                    self.leaves[leaf.name].flatten(1)[:, leaf.moving] = self.position[:, leaf.start : leaf.stop]
+
+    @abstractmethod
+    def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor: ...
+
+
+class VectorizedPasses(Passes):
+    """All chains at once."""
+
+    def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]:
+        loss = self._losses(self.posterior.loss, batch, mean=True)
+        gradients = torch.autograd.grad(loss.sum(), list(self.leaves.values()), allow_unused=True)
+        return loss.detach(), self.posterior.flatten(_named(self.leaves, gradients))
+
+    def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
+        if batch.ragged:
+            raise RuntimeError("minibatches of different chains have different shapes and cannot be stacked")
+
+        def one_chain(weights: Params, leaves: Sequence[Tensor]) -> Tensor:
+            losses = loss(weights, batch.spec(leaves))
+            return losses.mean() if mean else losses
+
+        with _FoldedAttention():
+            return vmap(one_chain, in_dims=(0, None if batch.shared else 0), randomness="same")(
+                self.leaves, batch.leaves
+            )
+
+
+class SequentialPasses(Passes):
+    """One chain after another, for modules that ``vmap`` refuses."""
+
+    def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]:
+        losses, rows = [], []
+        for chain in range(len(self.position)):
+            weights = {name: leaf[chain].detach().requires_grad_() for name, leaf in self.leaves.items()}
+            loss = self.posterior.loss(weights, batch.of_chain(chain)).mean()
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            rows.append(self.posterior.flatten({k: g[None] for k, g in _named(weights, gradients).items()}))
+            losses.append(loss.detach())
+        return torch.stack(losses), torch.cat(rows)
+
+    def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
+        rows = []
+        for chain in range(len(self.position)):
+            losses = loss({name: leaf[chain] for name, leaf in self.leaves.items()}, batch.of_chain(chain))
+            rows.append(losses.mean() if mean else losses)
+        return torch.stack(rows)
+
+
+def _named(leaves: Mapping[str, Tensor], gradients: Sequence[Tensor | None]) -> Params:
+    """Gradients by name; weights that the loss does not use have gradient zero."""
+    pairs = zip(leaves.items(), gradients, strict=True)
+    return {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in pairs}
+
+
+class _FoldedAttention(TorchFunctionMode):
+    """Attention of many chains as one larger batch: the fused CPU kernel has no batching rule of its own."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    options = (dropout_p, is_causal, scale, enable_gqa)
+    output: Tensor = _ChainAttention.apply(query, key, value, attn_mask, options)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _ChainAttention(torch.autograd.Function):
+    """Only ever reached under ``vmap``, whose rule hands the folded tensors to the ordinary function."""
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: tuple[Any, ...]) -> Tensor:
+        return _plain_attention(query, key, value, mask, options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        options: tuple[Any, ...],
+    ) -> tuple[Tensor, int]:
+        chains, inner = info.batch_size, query.ndim - (in_dims[0] is not None)
+
+        def fold(tensor: Tensor, dim: int | None) -> Tensor:
+            stacked = tensor.expand(chains, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            return stacked.flatten(0, stacked.ndim - inner) if stacked.ndim > inner else stacked
+
+        def fold_mask(mask: Tensor, dim: int | None, batch: int) -> Tensor:
+            if dim is None and mask.ndim <= 2:
+                return mask
+            stacked = mask.expand(chains, *mask.shape) if dim is None else mask.movedim(dim, 0)
+            padded = stacked.reshape(chains, *[1] * (inner - stacked.ndim + 1), *stacked.shape[1:])
+            return padded.expand(-1, batch, *padded.shape[2:]).flatten(0, 1)
+
+        folded = [fold(t, d) for t, d in zip((query, key, value), in_dims[:3], strict=True)]
+        folded_mask = None if mask is None else fold_mask(mask, in_dims[3], len(folded[0]) // chains)
+        output = _plain_attention(folded[0], folded[1], folded[2], folded_mask, options)
+        return output.view(chains, -1, *output.shape[1:]), 0
+
+
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: tuple[Any, ...]
+) -> Tensor:
+    dropout, causal, scale, grouped = options
+    with torch._C.DisableTorchFunction():
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+        )

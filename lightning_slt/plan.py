@@ -1,0 +1,252 @@
+r"""One pass of chains for every estimator: the union of what they need, run once per component."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+from lightning_slt.calibration import Settings, calibrate_relative
+from lightning_slt.components import Component, resolve_components
+from lightning_slt.data import ChainBatch, SamplingData, Streams, load_data
+from lightning_slt.estimators.base import Estimator, Run
+from lightning_slt.functional import ModuleLoss, cast_batch
+from lightning_slt.isolation import isolated
+from lightning_slt.posterior import LocalPosterior
+from lightning_slt.preflight import anchor_losses, check_response, choose_route, fit_chunk, steady
+from lightning_slt.samplers.base import Sampler
+from lightning_slt.sampling import SamplingConfig, sample
+from lightning_slt.seeding import derive_seed
+from lightning_slt.types import FunctionalLoss, LossFn
+
+Results = dict[str, Any]
+OnFailure = Literal["warn", "raise"]
+Reduce = Callable[[Sequence[Metric]], None]
+
+
+class FailedReadingError(RuntimeError):
+    """A reading in which a chain failed, where the user asked for that to raise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A network as the chains see it at one moment: its loss, its anchor, and the data.
+
+    Attributes:
+        loss: Function of (weights, batch).
+        module_loss: Holds the copies of the weights.
+        data: Samples for the minibatches.
+        components: What moves.
+    """
+
+    loss: FunctionalLoss
+    module_loss: ModuleLoss
+    data: SamplingData
+    components: Mapping[str, Component]
+
+    def posterior(self, component: Component, *, nbeta: float, localization: float) -> LocalPosterior:
+        """The local posterior of one component."""
+        anchor = {name: self.module_loss.weights[name] for name in component.parameters}
+        return LocalPosterior(
+            loss=self.loss, anchor=anchor, nbeta=nbeta, localization=localization, masks=component.masks
+        )
+
+    def batch(self, config: SamplingConfig) -> ChainBatch:
+        """A first minibatch for two chains, to try things on."""
+        streams = Streams(
+            len(self.data), batch_size=config.batch_size, seed=config.seed, chains=(0, 1), share_batches=False
+        )
+        return self.data.chain_batch(streams.next())
+
+
+def take_snapshot(
+    module_loss: ModuleLoss, data: SamplingData, components: Mapping[str, Component], config: SamplingConfig
+) -> Snapshot:
+    """Copy what a reading needs; call inside ``isolated``."""
+    first = data.chain_batch(torch.arange(min(config.batch_size, len(data))))
+    loss = steady(module_loss, module_loss.weights, first.of_chain(0), seed=config.seed)
+    return Snapshot(loss=loss, module_loss=module_loss, data=data, components=components)
+
+
+def run_chains(
+    snapshot: Snapshot,
+    estimators: Sequence[Estimator],
+    settings: Settings,
+    *,
+    chains: Sequence[int] | None = None,
+    reduce: Reduce | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Results]:
+    """Run every component's chains once and feed all estimators.
+
+    Args:
+        snapshot: The network and the data.
+        estimators: What to estimate.
+        settings: Sampler, constants and counts.
+        chains: This process's chains; None for all.
+        reduce: Adds statistics up over processes.
+        on_step: Called after every step with the number of chains that made it.
+
+    Returns:
+        ``{component: {key: estimate}}``.
+    """
+    results = {}
+    for name, component in snapshot.components.items():
+        posterior = snapshot.posterior(component, nbeta=settings.nbeta, localization=settings.localization)
+        config = fit_chunk(posterior, snapshot.batch(settings.sampling), settings.sampling)
+        known = anchor_losses(snapshot.loss, snapshot.module_loss.weights, snapshot.data, config)
+        run = Run(
+            num_chains=config.num_chains,
+            num_draws=config.num_draws,
+            nbeta=settings.nbeta,
+            localization=settings.localization,
+            dimension=posterior.dimension,
+            share_batches=config.share_batches and config.batch_size < len(snapshot.data),
+            stability=settings.stability,
+            device=posterior.anchor_row.device,
+        )
+        accumulators = {e.name: e.start(run) for e in estimators}
+        with torch.no_grad():
+            for draw in sample(
+                posterior, settings.sampler, snapshot.data, config, anchor_losses=known, chains=chains, on_step=on_step
+            ):
+                for accumulator in accumulators.values():
+                    accumulator.update(draw)
+        for accumulator in accumulators.values():
+            if reduce is not None:
+                reduce(accumulator.states)
+        results[name] = {key: accumulator.compute() for key, accumulator in accumulators.items()}
+    return results
+
+
+def check_estimators(estimators: Sequence[Estimator]) -> tuple[Estimator, ...]:
+    """Refuse what is no list of estimators with different names.
+
+    Raises:
+        TypeError: If it holds something else.
+        ValueError: If it is empty or a name repeats.
+    """
+    if isinstance(estimators, Estimator) or not isinstance(estimators, Sequence):
+        raise TypeError(f"estimators must be a list such as [LLC()], got {estimators!r}")
+    if not estimators:
+        raise ValueError("estimators is empty; write [LLC()]")
+    for estimator in estimators:
+        if not isinstance(estimator, Estimator):
+            raise TypeError(f"estimators must hold estimators such as LLC(), got {estimator!r}")
+    names = [e.name for e in estimators]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two estimators share a name in {names}; give each its own: LLC(name='other')")
+    return tuple(estimators)
+
+
+def prepare(snapshot: Snapshot, config: SamplingConfig, *, localization: float) -> SamplingConfig:
+    """Check the loss of every component once and resolve the route."""
+    batch = snapshot.batch(config)
+    for component in snapshot.components.values():
+        posterior = snapshot.posterior(component, nbeta=1.0, localization=localization)
+        check_response(posterior, batch, seed=config.seed)
+    return choose_route(posterior, batch, config)
+
+
+def estimate(
+    module: nn.Module,
+    data: Any,
+    estimators: Sequence[Estimator],
+    *,
+    sampler: Sampler | None = None,
+    nbeta: float | None = None,
+    localization: float | None = None,
+    sampling: SamplingConfig | None = None,
+    components: str | Mapping[str, Component] | Component | None = None,
+    loss_fn: LossFn | None = None,
+    on_failure: OnFailure = "warn",
+    on_step: Callable[[int], None] | None = None,
+) -> Results:
+    """Estimate quantities of any module at its present weights, without a Trainer and without changing it.
+
+    Args:
+        module: The network, on its device.
+        data: A Dataset or list of samples, a DataLoader, or a dict or list of these.
+        estimators: What to estimate.
+        sampler: None is SGLD with a step size found by calibration.
+        nbeta: nβ; None for the default of :mod:`lightning_slt.calibration`.
+        localization: γ; None is found by calibration.
+        sampling: Counts.
+        components: None for all weights; see :func:`lightning_slt.components.resolve_components`.
+        loss_fn: ``loss_fn(module, batch)``; None derives it, see :func:`lightning_slt.functional.derive_loss`.
+        on_failure: ``"raise"`` where a chain that failed should be an error rather than a flag.
+        on_step: Called after every step with the number of chains that made it, for a progress display.
+
+    Returns:
+        ``{key: estimate}``, or ``{component: {key: estimate}}`` where components were given.
+
+    Raises:
+        TypeError: If there is no loss to be had, or data cannot be indexed.
+        ValueError: For settings, data or losses that cannot be sampled.
+        FailedReadingError: If a chain failed and ``on_failure="raise"``.
+
+    >>> import lightning_slt as slt
+    >>> from torch.utils.data import TensorDataset
+    >>> net = nn.Linear(3, 1)
+    >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    >>> result = estimate(net, TensorDataset(x, net(x).detach()), [slt.LLC()], loss_fn=slt.losses.regression,
+    ...                   sampler=slt.SGLD(step_size=1e-3), nbeta=50.0, localization=1.0,
+    ...                   sampling=slt.SamplingConfig(num_burnin=200, batch_size=64))
+    >>> bool(1.5 < result["llc"].mean < 2.5)
+    True
+    """
+    estimators = check_estimators(estimators)
+    check_on_failure(on_failure)
+    config = sampling or SamplingConfig()
+    resolved = resolve_components(module, components)
+    with isolated(module, seed=derive_seed(config.seed, "reading")):
+        module_loss = ModuleLoss(module, loss_fn)
+        device, dtype = module_loss.device, module_loss.dtype
+        samples = load_data(data, to_device=lambda b: cast_batch(b, device=device, dtype=dtype), seed=config.seed)
+        snapshot = take_snapshot(module_loss, samples, resolved, config)
+        config = prepare(snapshot, config, localization=localization if localization is not None else 1.0)
+        settings = calibrate_relative(
+            snapshot.posterior,
+            snapshot.components,
+            snapshot.data,
+            replace(config),
+            sampler=sampler,
+            nbeta=nbeta,
+            localization=localization,
+        )
+        results = run_chains(snapshot, estimators, settings, on_step=on_step)
+    report_failures(results, on_failure)
+    return results[next(iter(results))] if components is None else results
+
+
+def check_on_failure(on_failure: str) -> None:
+    """Refuse anything but the two words.
+
+    Raises:
+        ValueError: If it is neither ``"warn"`` nor ``"raise"``.
+    """
+    if on_failure not in ("warn", "raise"):
+        raise ValueError(f"on_failure must be 'warn' or 'raise', got {on_failure!r}")
+
+
+def report_failures(results: Mapping[str, Results], on_failure: OnFailure) -> None:
+    """Say which chains died, or raise.
+
+    Raises:
+        FailedReadingError: If any did and ``on_failure="raise"``.
+    """
+    for component, estimates in results.items():
+        for key, value in estimates.items():
+            dead = value.health.dead_chains
+            if not dead:
+                continue
+            where = ", ".join(f"chain {c} at step {s}" for c, s in dead.items())
+            message = f"{component}/{key}: the loss was not finite in {where}; they are left out. Lower the step size"
+            if on_failure == "raise":
+                raise FailedReadingError(message)
+            warnings.warn(message, stacklevel=3)

@@ -1,0 +1,118 @@
+r"""The local posterior around a snapshot of the weights (arXiv:2308.12108, eq. 13).
+
+.. math:: p(w_C) \propto \exp\!\big( -n\beta\, L_n(w_C) - \tfrac{\gamma}{2} \lVert w_C - w^*_C \rVert^2 \big)
+
+``w*`` is the anchor, ``C`` the component that moves; everything else stays at the anchor. γ is not multiplied by β.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_slt.types import FunctionalLoss, Params
+
+
+class Leaf(NamedTuple):
+    """Where one parameter lies in a row of free coordinates."""
+
+    name: str
+    shape: torch.Size
+    start: int
+    stop: int
+    moving: Tensor | None
+    """Flat indices of the elements that move, or None where all of them do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPosterior:
+    r"""Loss, anchor and the two constants that define ``p(w)``.
+
+    Args:
+        loss: ``loss(weights, batch)``: losses in nats, per sample or their mean. Weights that are not in ``anchor``
+            are the loss's own affair; see :class:`lightning_slt.functional.ModuleLoss`.
+        anchor: ``w*`` by parameter name: the parameters of the component, floating point.
+        nbeta: Effective inverse temperature nβ ≥ 0; 0 is the control run without the loss.
+        localization: Strength γ ≥ 0 of the pull towards the anchor.
+        masks: For parameters that move only in part: boolean tensors of their shape.
+
+    Raises:
+        ValueError: If nβ or γ is negative or not finite, or if nothing moves.
+
+    >>> w = {"w": torch.zeros(3)}
+    >>> p = LocalPosterior(loss=lambda w, b: (w["w"] ** 2).sum(), anchor=w, nbeta=10.0, localization=1.0)
+    >>> p.dimension
+    3
+    """
+
+    loss: FunctionalLoss
+    anchor: Params
+    nbeta: float
+    localization: float
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the constants and lay out the free coordinates."""
+        for name, constant in (("nbeta", self.nbeta), ("localization", self.localization)):
+            if not (math.isfinite(constant) and constant >= 0):
+                raise ValueError(f"{name} must be a finite number, zero or more, got {constant}")
+        if not self.anchor:
+            raise ValueError("the anchor holds no parameter, so there is nothing to sample")
+        leaves, start = [], 0
+        for name, value in self.anchor.items():
+            mask = self.masks.get(name)
+            index = None if mask is None else mask.to(value.device).flatten().nonzero()[:, 0]
+            stop = start + (value.numel() if index is None else index.numel())
+            leaves.append(Leaf(name, value.shape, start, stop, index))
+            start = stop
+        if start == 0:
+            raise ValueError("the component's masks select no element, so there is nothing to sample")
+        row = torch.cat([_free(self.anchor[leaf.name].detach().reshape(1, -1), leaf) for leaf in leaves], 1)
+        object.__setattr__(self, "_leaves", tuple(leaves))
+        object.__setattr__(self, "_anchor_row", row)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The parameters in the order in which they lie in a row."""
+        leaves: tuple[Leaf, ...] = self._leaves  # type: ignore[attr-defined]
+        return leaves
+
+    @property
+    def anchor_row(self) -> Tensor:
+        """Free coordinates of the anchor ``[1, coordinate]``."""
+        row: Tensor = self._anchor_row  # type: ignore[attr-defined]
+        return row
+
+    @property
+    def dimension(self) -> int:
+        """Number d of free coordinates."""
+        return int(self.anchor_row.shape[1])
+
+    def potential(self, position: Tensor, loss: Tensor) -> Tensor:
+        r"""``U(w) = nβ L(w) + (γ/2) ‖w − w*‖²``.
+
+        Args:
+            position: ``[chain, coordinate]``.
+            loss: Mean loss of each chain there ``[chain]``, in nats.
+
+        Returns:
+            ``[chain]``, dimensionless.
+        """
+        return self.nbeta * loss + self.localization / 2 * (position - self.anchor_row).square().sum(1)
+
+    def gradient(self, position: Tensor, loss_gradient: Tensor) -> Tensor:
+        r"""``∇U(w) = nβ ∇L(w) + γ (w − w*)``, all ``[chain, coordinate]``."""
+        return self.nbeta * loss_gradient + self.localization * (position - self.anchor_row)
+
+    def flatten(self, leaves: Params) -> Tensor:
+        """Rows of free coordinates ``[chain, coordinate]`` from leaves ``[chain, *shape]``."""
+        return torch.cat([_free(leaves[leaf.name].flatten(1), leaf) for leaf in self.leaves], 1)
+
+
+def _free(rows: Tensor, leaf: Leaf) -> Tensor:
+    return rows if leaf.moving is None else rows[:, leaf.moving]

@@ -1,0 +1,181 @@
+"""Readings of one module over time: copy the weights now, run chains around them now or later.
+
+The same object serves live training, where the module moves on between readings, and saved checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from lightning_slt.calibration import Settings, calibrate_relative, follow_curvature, largest_curvature_of
+from lightning_slt.components import Component, resolve_components
+from lightning_slt.data import SamplingData, load_data
+from lightning_slt.estimators.base import Estimator
+from lightning_slt.functional import ModuleLoss, cast_batch
+from lightning_slt.isolation import isolated
+from lightning_slt.plan import Reduce, Results, Snapshot, prepare, run_chains, take_snapshot
+from lightning_slt.samplers.base import Sampler
+from lightning_slt.sampling import SamplingConfig, sample
+from lightning_slt.seeding import derive_seed
+from lightning_slt.types import Batch, LossFn
+
+MONITOR_CONDITION = 1.0
+"""κ at the first anchor of a run: curvature grows several times over in training, and κ with it, towards 3 to 10."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchor:
+    """Weights set aside for a reading.
+
+    Attributes:
+        module_loss: Holds their copies.
+        step: The x axis of the logs.
+        global_step: Optimizer steps.
+        epoch: Epoch.
+    """
+
+    module_loss: ModuleLoss
+    step: int
+    global_step: int
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asked for, as given."""
+
+    estimators: tuple[Estimator, ...]
+    sampler: Sampler | None
+    nbeta: float | None
+    localization: float | None
+    sampling: SamplingConfig
+    components: str | Mapping[str, Component] | Component | None
+    loss_fn: LossFn | None
+
+
+class Reader:
+    """Makes the readings of one module.
+
+    Args:
+        request: What the user asked for.
+        module: The network; it stays the user's, and is only ever run inside ``isolated``.
+        source: Data, see :func:`lightning_slt.data.load_data`.
+        to_device: Moves a collated batch to the module's device; None does just that.
+        context: Makes the context of each evaluation, such as autocast.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        module: nn.Module,
+        source: Any,
+        *,
+        to_device: Callable[[Batch], Batch] | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """Fetch the data and check everything that can be known now."""
+        self.request, self.module, self.context = request, module, context
+        self.components = resolve_components(module, request.components)
+        self.settings: Settings | None = None
+        self.sampling = request.sampling
+        first = self.set_aside(step=0, global_step=0, epoch=0)
+        with self.isolated():
+            device, dtype = first.module_loss.device, first.module_loss.dtype
+            move = to_device or (lambda batch: batch)
+            self.data: SamplingData = load_data(
+                source,
+                to_device=lambda batch: cast_batch(move(batch), device=device, dtype=dtype),
+                seed=self.sampling.seed,
+            )
+            gamma = request.localization if request.localization is not None else 1.0
+            self.sampling = prepare(self._snapshot(first), self.sampling, localization=gamma)
+
+    def isolated(self) -> AbstractContextManager[None]:
+        """The guard around everything that runs user code."""
+        return isolated(self.module, seed=derive_seed(self.request.sampling.seed, "reading"))
+
+    def set_aside(self, *, step: int, global_step: int, epoch: int) -> Anchor:
+        """Copy the present weights."""
+        loss = ModuleLoss(self.module, self.request.loss_fn, context=self.context)
+        return Anchor(module_loss=loss, step=step, global_step=global_step, epoch=epoch)
+
+    def calibrate(self, anchor: Anchor) -> Settings:
+        """Find what the user left open, once for the run."""
+        if self.settings is None:
+            with self.isolated():
+                snapshot = self._snapshot(anchor)
+                self.settings = calibrate_relative(
+                    snapshot.posterior,
+                    snapshot.components,
+                    self.data,
+                    self.sampling,
+                    sampler=self.request.sampler,
+                    nbeta=self.request.nbeta,
+                    localization=self.request.localization,
+                    condition=MONITOR_CONDITION,
+                )
+        return self.settings
+
+    def predict_cost(self, anchor: Anchor) -> float:
+        """Seconds that a reading will take, from a few steps of its chains."""
+        settings = self.calibrate(anchor)
+        few = replace(settings.sampling, num_burnin=0, num_draws=3, thinning=1)
+        with self.isolated():
+            snapshot = self._snapshot(anchor)
+            component = next(iter(snapshot.components.values()))
+            posterior = snapshot.posterior(component, nbeta=settings.nbeta, localization=settings.localization)
+            for _ in sample(posterior, settings.sampler, self.data, replace(few, num_draws=1)):
+                pass
+            began = time.perf_counter()
+            for _ in sample(posterior, settings.sampler, self.data, few):
+                pass
+            per_step = (time.perf_counter() - began) / few.num_steps
+        return per_step * settings.sampling.num_steps * len(snapshot.components)
+
+    def chain_steps(self, settings: Settings, chains: Sequence[int] | None) -> int:
+        """How many chain-steps a reading makes, for its progress bar."""
+        count = settings.sampling.num_chains if chains is None else len(chains)
+        return count * settings.sampling.num_steps * len(self.components)
+
+    def settings_at(self, anchor: Anchor) -> Settings:
+        """Settings of the run, its step size made safe for this anchor's curvature where it was ours to choose."""
+        settings = self.calibrate(anchor)
+        if self.request.sampler is not None:
+            return settings
+        with self.isolated():
+            snapshot = self._snapshot(anchor)
+            curvature = largest_curvature_of(snapshot.posterior, snapshot.components, self.data, self.sampling)
+        return follow_curvature(settings, curvature)
+
+    def read(
+        self,
+        anchor: Anchor,
+        settings: Settings,
+        *,
+        chains: Sequence[int] | None = None,
+        reduce: Reduce | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> dict[str, Results]:
+        """Run the chains around an anchor.
+
+        Returns:
+            ``{component: {key: estimate}}``.
+        """
+        with self.isolated():
+            return run_chains(
+                self._snapshot(anchor),
+                self.request.estimators,
+                settings,
+                chains=chains,
+                reduce=reduce,
+                on_step=on_step,
+            )
+
+    def _snapshot(self, anchor: Anchor) -> Snapshot:
+        return take_snapshot(anchor.module_loss, self.data, self.components, self.sampling)

@@ -1,0 +1,55 @@
+"""Estimates as scalars under ``<name>/<component>/<quantity>/<field>``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_slt.types import Estimate
+
+FIELDS = ("mean", "stderr", "lower", "upper", "rhat", "ok")
+LEVEL = 0.9
+"""Coverage of the band from ``lower`` to ``upper``."""
+
+
+def scalars(name: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """All scalars of one reading by tag.
+
+    Args:
+        name: The monitor's.
+        results: ``{component: {key: estimate}}``.
+
+    Returns:
+        Floats by tag; NaN where a number does not exist.
+    """
+    tagged = {}
+    for component, estimates in results.items():
+        for key, estimate in estimates.items():
+            for field, value in estimate_fields(estimate).items():
+                tagged[f"{name}/{component}/{key}/{field}"] = value
+    return tagged
+
+
+def estimate_fields(estimate: Estimate) -> dict[str, float]:
+    """Mean, error, 90 % interval, R̂ and health of one scalar estimate."""
+    lower, upper = estimate.interval(LEVEL)
+    values = (
+        estimate.mean,
+        estimate.stderr,
+        lower,
+        upper,
+        estimate.health.values.get("rhat", math.nan),
+        float(estimate.health.ok),
+    )
+    return dict(zip(FIELDS, values, strict=True))
+
+
+def missing(name: str, keys: Mapping[str, list[str]]) -> dict[str, float]:
+    """The same tags for a reading that failed: NaN, and not ok."""
+    return {
+        f"{name}/{component}/{key}/{field}": 0.0 if field == "ok" else math.nan
+        for component, names in keys.items()
+        for key in names
+        for field in FIELDS
+    }

@@ -1,0 +1,41 @@
+"""TensorBoard: a custom-scalars page with the LLC's band beside the loss, and the settings as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+
+def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """Write the custom-scalars layout of all monitors; TensorBoard keeps one layout a run.
+
+    Args:
+        loggers: The Trainer's.
+        monitors: ``{monitor: {component: [keys]}}``.
+    """
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for name, components in monitors.items():
+        charts: dict[str, list[Any]] = {}
+        for component, keys in components.items():
+            for key in keys:
+                tag = f"{name}/{component}/{key}"
+                charts[f"{key} of {component}, 90 % interval"] = [
+                    "Margin",
+                    [f"{tag}/mean", f"{tag}/lower", f"{tag}/upper"],
+                ]
+        charts["loss"] = ["Multiline", [r"(?i).*loss(?!.*/(mean|lower|upper)).*"]]
+        charts["reliable (1) or not (0)"] = ["Multiline", [f"{name}/.*/ok"]]
+        charts["R-hat (below 1.1)"] = ["Multiline", [f"{name}/.*/rhat"]]
+        layout[name] = charts
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_custom_scalars(layout)
+
+
+def write_text(loggers: Sequence[Logger], tag: str, markdown: str, step: int) -> None:
+    """Log a Markdown text where a logger can show it."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, markdown, step)

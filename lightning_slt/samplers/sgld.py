@@ -1,0 +1,41 @@
+r"""Stochastic-gradient Langevin dynamics (Welling & Teh 2011; arXiv:2308.12108, Algorithm 1).
+
+.. math:: w \leftarrow w - \tfrac{\epsilon}{2}\,\big[ n\beta\, g + \gamma (w - w^*) \big] + \sqrt{\epsilon}\;\xi,
+          \qquad \xi \sim N(0, I)
+
+Stationary variance on a quadratic of precision ``P = nβh + γ``, with standard deviation s of the noise of nβ g:
+``Var · P = (1 + ε s²/4) / (1 − ε P/4)``; it diverges at ``ε P ≥ 4``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_slt.posterior import LocalPosterior
+from lightning_slt.samplers.base import Sampler, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGLD(Sampler):
+    r"""Langevin dynamics with minibatch gradients.
+
+    Args:
+        step_size: ε. Keep ``ε (nβ λ_max + γ)`` below about 0.4 where values matter.
+        temperature: Scales the noise variance; 0 is gradient flow.
+
+    >>> SGLD(step_size=1e-4)
+    SGLD(step_size=0.0001, temperature=1.0)
+    """
+
+    def step(self, state: State, gradient: Tensor, noise: Callable[[], Tensor], posterior: LocalPosterior) -> State:
+        """One step of every chain, in place; see the module's formula."""
+        w, anchor = state["position"], posterior.anchor_row
+        eps, nbeta, gamma = self.step_size, posterior.nbeta, posterior.localization
+        # (γ/2)(w* − w) as an interpolation: one pass over memory, and exactly nothing at w = w*
+        w.lerp_(anchor, eps / 2 * gamma).sub_(gradient, alpha=eps / 2 * nbeta)
+        w.add_(noise(), alpha=math.sqrt(eps * self.temperature))
+        return state

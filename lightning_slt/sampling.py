@@ -1,0 +1,254 @@
+r"""The one sampling loop: chains move around the anchor, and every kept position is measured.
+
+A position ``w_t`` is measured on the minibatch of step t, before the step that uses it, and compared with the anchor
+on that same minibatch: the noise common to both cancels (a *paired baseline*). The anchor itself is never a draw.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_slt.data import ChainBatch, SamplingData, Streams
+from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
+from lightning_slt.posterior import LocalPosterior
+from lightning_slt.samplers.base import Sampler
+from lightning_slt.seeding import generator
+from lightning_slt.types import Draw, FunctionalLoss, Motion
+
+ChainMethod = Literal["auto", "vectorized", "sequential"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How many chains and draws, and how they run.
+
+    Args:
+        num_chains: Independent chains; error bars come from their spread, so two at least.
+        num_draws: Kept draws of each chain.
+        num_burnin: Steps before the first kept draw; None is chosen by calibration, 0 is the published form.
+        thinning: Steps per kept draw.
+        batch_size: Samples a minibatch; as many as there are, or more, is the full set.
+        seed: Chain c depends on (seed, c) alone.
+        chain_method: ``"auto"`` runs chains together where the module allows it and says so where not,
+            ``"vectorized"`` raises there, ``"sequential"`` never tries.
+        chunk_size: Chains run together; None fits them to the free memory.
+        share_batches: One minibatch for all chains of a step instead of one stream each.
+
+    Raises:
+        ValueError: If a count is too small or the method unknown.
+
+    >>> SamplingConfig(num_chains=4, num_draws=200).thinning
+    1
+    """
+
+    num_chains: int = 8
+    num_draws: int = 200
+    num_burnin: int | None = None
+    thinning: int = 1
+    batch_size: int = 64
+    seed: int = 0
+    chain_method: ChainMethod = "auto"
+    chunk_size: int | None = None
+    share_batches: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be."""
+        least = {"num_chains": 1, "num_draws": 1, "thinning": 1, "batch_size": 1}
+        least |= {"num_burnin": 0} if self.num_burnin is not None else {}
+        least |= {"chunk_size": 1} if self.chunk_size is not None else {}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"SamplingConfig.{name} must be a whole number of at least {low}, got {value!r}")
+        if self.chain_method not in ("auto", "vectorized", "sequential"):
+            raise ValueError(
+                f"SamplingConfig.chain_method must be 'auto', 'vectorized' or 'sequential', got {self.chain_method!r}"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Sampler steps of one chain: burn-in + draws × thinning."""
+        return (self.num_burnin or 0) + self.num_draws * self.thinning
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeData:
+    """A probe ready to be evaluated: fixed batches and the loss per sample."""
+
+    batches: tuple[ChainBatch, ...]
+    loss: FunctionalLoss | None = None
+
+
+def sample(
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    batches: SamplingData,
+    config: SamplingConfig,
+    *,
+    probes: Mapping[str, ProbeData] | None = None,
+    anchor_losses: Tensor | None = None,
+    chains: Sequence[int] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[Draw]:
+    """Run the chains and yield their kept draws, chunk by chunk.
+
+    A chunk holds as many chains as fit; all draws of one chunk come before the next. One generator per chain drives
+    its noise and one its minibatches, so a chain's bits do not depend on how many others run.
+
+    Args:
+        posterior: What is sampled.
+        sampler: How.
+        batches: The samples to draw minibatches from; see :func:`lightning_slt.data.load_data`.
+        config: Counts. ``chain_method="auto"`` is taken as vectorized: whether a module allows that is decided by
+            :func:`choose_route`.
+        probes: Named fixed sets, evaluated at every kept draw.
+        anchor_losses: Loss of every sample at the anchor ``[sample]``, where known; saves one forward pass a draw.
+        chains: Run only these; None for all.
+        on_step: Called after every step with the number of chains that made it.
+
+    Yields:
+        One :class:`Draw` per chunk and kept position.
+    """
+    todo = list(range(config.num_chains) if chains is None else chains)
+    size = config.chunk_size or len(todo)
+    for start in range(0, len(todo), size):
+        chunk = todo[start : start + size]
+        yield from _Chunk(posterior, sampler, batches, config, chunk, anchor_losses).run(probes or {}, on_step)
+
+
+class _Chunk:
+    """Some chains that run together; a single one gets an idle twin, because kernels round a batch of one apart."""
+
+    def __init__(
+        self,
+        posterior: LocalPosterior,
+        sampler: Sampler,
+        data: SamplingData,
+        config: SamplingConfig,
+        chains: Sequence[int],
+        anchor_losses: Tensor | None,
+    ) -> None:
+        self.posterior, self.sampler, self.data, self.config = posterior, sampler, data, config
+        self.chains = tuple(chains)
+        self.sequential = config.chain_method == "sequential"
+        rows = [*self.chains, *self.chains] if len(self.chains) == 1 and not self.sequential else list(self.chains)
+        self.position = posterior.anchor_row.repeat(len(rows), 1)
+        route: type[Passes] = SequentialPasses if self.sequential else VectorizedPasses
+        self.passes = route(posterior, self.position)
+        self.noise = ChainNoise(rows, like=self.position, seed=config.seed)
+        self.streams = Streams(
+            len(data),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            chains=rows,
+            share_batches=config.share_batches,
+        )
+        self.anchor_losses = anchor_losses
+        self._at_anchor: Passes | None = None
+        self._fixed: ChainBatch | None = None
+
+    def run(self, probes: Mapping[str, ProbeData], on_step: Callable[[int], None] | None) -> Iterator[Draw]:
+        """Step t uses minibatch t at position t; positions 1 … num_steps may be draws, position 0 is the anchor."""
+        config, total = self.config, self.config.num_steps
+        state = self.sampler.init(self.position, self.noise.draw)
+        every = max(1, config.num_draws // 20)
+        for step in range(total + 1):
+            batch = self._next_batch()
+            index = _kept(step, config)
+            last = step == total
+            loss, gradient = (self.passes.loss(batch), None) if last else self.passes.loss_and_gradient(batch)
+            if index is not None:
+                measured = index % every == 0 and gradient is not None
+                yield self._draw(index, step, batch, loss, gradient if measured else None, probes)
+            if gradient is not None:
+                state = self.sampler.step(state, gradient, self.noise.draw, self.posterior)
+            if on_step is not None and not last:
+                on_step(len(self.chains))
+
+    def _next_batch(self) -> ChainBatch:
+        if self.streams.full:
+            self._fixed = self._fixed or self.data.chain_batch(self.streams.next())
+            return self._fixed
+        return self.data.chain_batch(self.streams.next())
+
+    def _draw(
+        self,
+        index: int,
+        step: int,
+        batch: ChainBatch,
+        loss: Tensor,
+        gradient: Tensor | None,
+        probes: Mapping[str, ProbeData],
+    ) -> Draw:
+        alive = slice(0, len(self.chains))
+        return Draw(
+            chains=self.chains,
+            index=index,
+            step=step,
+            loss=loss[alive],
+            anchor_loss=self._anchor_loss(batch, len(loss))[alive],
+            position=self.position[alive],
+            probes={name: self._probe(probe)[alive] for name, probe in probes.items()},
+            motion=None if gradient is None else self._motion(gradient, alive),
+        )
+
+    def _anchor_loss(self, batch: ChainBatch, count: int) -> Tensor:
+        if self.anchor_losses is not None:
+            known = self.anchor_losses[batch.indices.to(self.anchor_losses.device)].mean(-1)
+            return known.expand(count) if batch.shared else known
+        if self._at_anchor is None:
+            self._at_anchor = type(self.passes)(self.posterior, self.posterior.anchor_row.expand(count, -1))
+        if self._fixed is None:
+            return self._at_anchor.loss(batch)
+        if not hasattr(self, "_fixed_loss"):
+            self._fixed_loss = self._at_anchor.loss(batch)
+        return self._fixed_loss
+
+    def _probe(self, probe: ProbeData) -> Tensor:
+        return torch.cat([self.passes.losses(batch, probe.loss) for batch in probe.batches], 1)
+
+    def _motion(self, gradient: Tensor, alive: slice) -> Motion:
+        distance = (self.position - self.posterior.anchor_row).norm(dim=1)
+        force = self.posterior.gradient(self.position, gradient)
+        return Motion(distance=distance[alive], drift_to_noise=self.sampler.drift_to_noise(force)[alive])
+
+
+def _kept(step: int, config: SamplingConfig) -> int | None:
+    """Which draw a step is, or None: after the burn-in, every ``thinning``-th position."""
+    past = step - (config.num_burnin or 0)
+    return past // config.thinning - 1 if past > 0 and past % config.thinning == 0 else None
+
+
+class ChainNoise:
+    """One row of standard normals per chain and step, from that chain's own generator.
+
+    On the CPU the rows are drawn by a few threads at once: a row is one serial stream, and for wide networks it costs
+    as much as the passes.
+    """
+
+    def __init__(self, chains: Sequence[int], *, like: Tensor, seed: int) -> None:
+        """Seed one generator per chain."""
+        self.rows = torch.empty_like(like)
+        self._generators = [generator(seed, "noise", chain, device=like.device) for chain in chains]
+        threads = min(len(chains), torch.get_num_threads(), os.cpu_count() or 1)
+        parallel = like.device.type == "cpu" and threads > 1 and like.shape[1] >= 4096
+        self._pool = ThreadPoolExecutor(threads) if parallel else None
+
+    def draw(self) -> Tensor:
+        """Fresh normals ``[chain, coordinate]``, in storage that the next call overwrites."""
+        if self._pool is None:
+            for chain in range(len(self._generators)):
+                self._fill(chain)
+        else:
+            list(self._pool.map(self._fill, range(len(self._generators))))
+        return self.rows
+
+    def _fill(self, chain: int) -> None:
+        self.rows[chain].normal_(generator=self._generators[chain])

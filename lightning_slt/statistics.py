@@ -1,0 +1,119 @@
+r"""Streaming statistics in float64 with the chain axis kept, as torchmetrics.
+
+States are plain sums over draws, preallocated for every chain of the run: each process fills the rows of its own
+chains, so that states of several processes, or of parts of a run, merge by addition to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def statistics_device(device: torch.device) -> torch.device:
+    """Where float64 sums can live: the device itself, or the CPU where it has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+class Traces(Metric):
+    """One scalar per chain and draw, kept whole.
+
+    Args:
+        num_chains: Of the whole run.
+        num_draws: Kept draws.
+        device: Where to accumulate.
+
+    >>> t = Traces(2, 3)
+    >>> t.update((0, 1), 2, torch.tensor([1.0, 2.0]))
+    >>> t.compute()[:, 2]
+    tensor([1., 2.], dtype=torch.float64)
+    """
+
+    full_state_update = False
+    values: Tensor
+
+    def __init__(self, num_chains: int, num_draws: int, *, device: torch.device | None = None) -> None:
+        """Allocate the trace."""
+        super().__init__(sync_on_compute=False)
+        zeros = torch.zeros(num_chains, num_draws, dtype=torch.float64)
+        self.add_state("values", zeros, dist_reduce_fx="sum")
+        self.to(device or torch.device("cpu"))
+
+    def update(self, chains: Sequence[int], index: int, values: Tensor) -> None:
+        """Write one draw of some chains; ``values`` is ``[chain]``."""
+        rows = slice(chains[0], chains[-1] + 1, chains[1] - chains[0] if len(chains) > 1 else 1)
+        self.values[rows, index] = values.to(self.values)
+
+    def compute(self) -> Tensor:
+        """``[chain, draw]``, float64."""
+        return self.values.clone()
+
+
+class Moments(Metric):
+    r"""Means and covariances of a vector over draws, chain by chain.
+
+    Keeps ``n``, ``Σ x`` and ``Σ x xᵀ`` of ``x − centre``; a centre near the mean, such as the value at the anchor,
+    keeps the difference of large numbers small.
+
+    Args:
+        num_chains: Of the whole run.
+        centre: Subtracted from every value ``[variable]``.
+
+    >>> m = Moments(1, torch.zeros(2))
+    >>> for row in ([1.0, 2.0], [3.0, 6.0]):
+    ...     m.update((0,), torch.tensor([row]))
+    >>> m.mean()
+    tensor([[2., 4.]], dtype=torch.float64)
+    >>> m.covariance()
+    tensor([[2., 4.],
+            [4., 8.]], dtype=torch.float64)
+    """
+
+    full_state_update = False
+    count: Tensor
+    total: Tensor
+    products: Tensor
+
+    def __init__(self, num_chains: int, centre: Tensor) -> None:
+        """Allocate the sums."""
+        super().__init__(sync_on_compute=False)
+        n = centre.numel()
+        self.centre = centre.detach().to(torch.float64)
+        self.add_state("count", torch.zeros(num_chains, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(num_chains, n, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("products", torch.zeros(num_chains, n, n, dtype=torch.float64), dist_reduce_fx="sum")
+        self.to(centre.device)
+
+    def update(self, chains: Sequence[int], values: Tensor) -> None:
+        """Add one draw of some chains; ``values`` is ``[chain, variable]``."""
+        x = values.to(self.total) - self.centre
+        for row, chain in enumerate(chains):
+            self.count[chain] += 1
+            self.total[chain] += x[row]
+            self.products[chain] += torch.outer(x[row], x[row])
+
+    def compute(self) -> Tensor:
+        """The covariance within chains; see :meth:`covariance`."""
+        return self.covariance()
+
+    def mean(self) -> Tensor:
+        """Mean of each chain ``[chain, variable]``."""
+        return self.centre + self.total / self.count[:, None]
+
+    def covariance(self, *, pooled: bool = False) -> Tensor:
+        r"""Covariance ``[variable, variable]``.
+
+        Within chains, ``Σ_c Σ_t (x − x̄_c)(x − x̄_c)ᵀ / Σ_c (T_c − 1)``; pooled, around the grand mean with one degree
+        of freedom lost.
+        """
+        if pooled:
+            count, total = self.count.sum(), self.total.sum(0)
+            return (self.products.sum(0) - torch.outer(total, total) / count) / (count - 1)
+        seen = self.count > 0
+        centred = (
+            self.products[seen] - self.total[seen, :, None] * self.total[seen, None, :] / self.count[seen, None, None]
+        )
+        return centred.sum(0) / (self.count[seen] - 1).sum()

@@ -1,0 +1,27 @@
+"""Closed forms: what an estimate of the learning coefficient should be, where that is known."""
+
+from lightning_slt.theory.crossings import (
+    normal_crossing_learning_coefficient,
+    normal_crossing_posterior_llc,
+    normal_crossing_sum_learning_coefficient,
+    quadratic_llc,
+    sgld_quadratic_llc,
+)
+from lightning_slt.theory.networks import (
+    deep_linear_layer_llc,
+    deep_linear_learning_coefficient,
+    deepest_point,
+    two_factor_local_learning_coefficient,
+)
+
+__all__ = [
+    "deep_linear_layer_llc",
+    "deep_linear_learning_coefficient",
+    "deepest_point",
+    "normal_crossing_learning_coefficient",
+    "normal_crossing_posterior_llc",
+    "normal_crossing_sum_learning_coefficient",
+    "quadratic_llc",
+    "sgld_quadratic_llc",
+    "two_factor_local_learning_coefficient",
+]

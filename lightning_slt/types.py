@@ -1,0 +1,173 @@
+r"""The words that every layer shares: weights, losses, draws, health and estimates.
+
+Axes come in this order everywhere: ``[chain, draw, sample, token]``. A parameter leaf of several chains is
+``[chain, *shape]``; all free coordinates of a chain, laid out one after another, form a row of a *position*
+``[chain, coordinate]``. Losses are in nats; the LLC is dimensionless.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+"""Weights by parameter name."""
+
+Batch = Any
+"""One collated batch: tensors, or any nesting of dicts, lists and tuples of tensors."""
+
+LossFn = Callable[[nn.Module, Batch], Tensor]
+"""``loss_fn(module, batch)``: losses ``[sample]`` or ``[sample, token]``, or their mean ``[]``, in nats."""
+
+FunctionalLoss = Callable[[Params, Batch], Tensor]
+"""The same as a function of the weights alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One kept position of every chain of a chunk, with the losses measured there.
+
+    Attributes:
+        chains: Indices of the chains in this draw.
+        index: Which kept draw this is, from 0.
+        step: How many sampler steps led here, from 1; the anchor itself (step 0) is never a draw.
+        loss: Minibatch loss at the draw ``[chain]``, in nats.
+        anchor_loss: Loss at the anchor on the same minibatches ``[chain]``, in nats.
+        probes: Losses on each named probe ``[chain, sample]`` or ``[chain, sample, token]``, in nats.
+        position: Free coordinates ``[chain, coordinate]``. A view of the running chains: clone it to keep it.
+        motion: Norms of the step from here, where they were measured.
+    """
+
+    chains: tuple[int, ...]
+    index: int
+    step: int
+    loss: Tensor
+    anchor_loss: Tensor
+    position: Tensor
+    probes: Mapping[str, Tensor] = field(default_factory=dict)
+    motion: Motion | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motion:
+    r"""How a chain moves at one draw, each ``[chain]``.
+
+    Attributes:
+        distance: ``‖w − w*‖`` over the free coordinates.
+        drift_to_noise: Norm of the deterministic part of the step over the norm of its noise.
+    """
+
+    distance: Tensor
+    drift_to_noise: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What the checks said of one estimate.
+
+    Attributes:
+        ok: True where no check failed.
+        failed: Names of the checks that failed: the number cannot be relied on.
+        warnings: Names of the checks that call for a look, without making the number unreliable.
+        values: The measured value behind each check, by name.
+        dead_chains: Chains left out, each with the sampler step at which it was first seen not finite.
+    """
+
+    ok: bool
+    failed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    values: Mapping[str, float] = field(default_factory=dict)
+    dead_chains: Mapping[int, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line for tables and logs."""
+        if not self.failed and not self.warnings:
+            return "ok"
+        words = [f"{name}={self.values.get(name, float('nan')):.3g}" for name in self.failed]
+        words += [f"({name}={self.values.get(name, float('nan')):.3g})" for name in self.warnings]
+        if self.dead_chains:
+            words.append("dead chains " + ", ".join(f"{c} at step {s}" for c, s in self.dead_chains.items()))
+        return ("ok " if self.ok else "UNRELIABLE ") + " ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    r"""A scalar with its error, chain by chain.
+
+    Attributes:
+        mean: Mean over the chains that finished; NaN where none did.
+        stderr: Standard error of ``mean`` from the spread between chains; NaN below two chains.
+        per_chain: Value of each chain ``[chain]``; NaN for a dead one.
+        health: What the checks said.
+        traces: Whole traces ``[chain, draw]`` by name, where they were asked for.
+    """
+
+    mean: float
+    stderr: float
+    per_chain: Tensor
+    health: Health
+    traces: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def interval(self, level: float = 0.9) -> tuple[float, float]:
+        r"""Central interval that covers the expectation with probability ``level``.
+
+        ``mean ± t · stderr`` with Student's t of C − 1 degrees of freedom, C the number of live chains:
+        normal quantiles would cover only 80 % at a nominal 90 % with four chains.
+
+        Args:
+            level: Coverage, between 0 and 1.
+
+        Returns:
+            Lower and upper end; NaN where ``stderr`` is NaN.
+
+        Raises:
+            ValueError: If ``level`` is not between 0 and 1.
+
+        >>> import torch
+        >>> e = Estimate(mean=2.0, stderr=0.5, per_chain=torch.tensor([1.5, 2.5]), health=Health(ok=True))
+        >>> tuple(round(x, 3) for x in e.interval(0.9))
+        (-1.157, 5.157)
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {level}; write e.g. interval(0.9)")
+        degrees = int(torch.isfinite(self.per_chain).sum()) - 1
+        half = student_t_quantile(0.5 + level / 2, degrees=degrees) * self.stderr if degrees >= 1 else float("nan")
+        return self.mean - half, self.mean + half
+
+
+def student_t_cdf(t: float, *, degrees: int) -> float:
+    """Distribution function of Student's t for a whole number of degrees of freedom (Abramowitz & Stegun 26.7.3-4).
+
+    >>> round(student_t_cdf(2.0, degrees=3), 6)
+    0.930337
+    """
+    theta = math.atan(t / math.sqrt(degrees))
+    cosine, sine = math.cos(theta), math.sin(theta)
+    odd = degrees % 2 == 1
+    term, total = (cosine, cosine) if odd else (1.0, 1.0)
+    for k in range(3 if odd else 2, degrees - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    area = 2 / math.pi * (theta + (sine * total if degrees > 1 else 0.0)) if odd else sine * total
+    return 0.5 + area / 2
+
+
+def student_t_quantile(probability: float, *, degrees: int) -> float:
+    """Quantile of Student's t by bisection of its distribution function.
+
+    >>> round(student_t_quantile(0.975, degrees=7), 4)
+    2.3646
+    """
+    low, high = -1e9, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2
+        if student_t_cdf(middle, degrees=degrees) < probability:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
