@@ -28,7 +28,8 @@ class Thresholds:
         drift: Change within the last half, in standard errors (converted from Student's t to normal ones); too large
             is bad. A change below 1 % of the mean never counts.
         rhat: Rank-normalized split R̂; too large is bad.
-        spikes: Largest jump between draws, in median absolute deviations of jumps; too large is bad.
+        spikes: Largest jump between draws, in median absolute deviations of jumps; too large is bad. Exact independent
+            draws reach 6 for a large LLC and 18 for one of ½ (jumps of a χ² variable): 8 would flag perfect chains.
         finite: Number of chains that became infinite or NaN.
         snr: Rise over the jitter of the chain average; too small is bad.
         drift_to_noise: Norm of a step's drift over its noise; above 1 the gradient drives the chain.
@@ -41,7 +42,7 @@ class Thresholds:
     above_anchor: Bounds = (None, 2.0)
     drift: Bounds = (2.0, 4.0)
     rhat: Bounds = (1.1, 1.3)
-    spikes: Bounds = (8.0, 16.0)
+    spikes: Bounds = (20.0, 60.0)
     finite: Bounds = (None, 0.0)
     snr: Bounds = (3.0, None)
     drift_to_noise: Bounds = (1.0, None)

@@ -26,9 +26,12 @@ def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Mapping[str, 
                     [f"{tag}/mean", f"{tag}/lower", f"{tag}/upper"],
                 ]
         charts["loss"] = ["Multiline", [r"(?i).*loss(?!.*/(mean|lower|upper)).*"]]
-        charts["reliable (1) or not (0)"] = ["Multiline", [f"{name}/.*/ok"]]
-        charts["R-hat (below 1.1)"] = ["Multiline", [f"{name}/.*/rhat"]]
         layout[name] = charts
+        layout[f"{name}: can it be trusted?"] = {
+            "passed its health checks (1) or not (0)": ["Multiline", [f"^{name}/.*/ok$"]],
+            "R-hat, below 1.1 where chains agree": ["Multiline", [f"^{name}/.*/rhat$"]],
+            "reading time over training time": ["Multiline", [f"^{name}/overhead$"]],
+        }
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_custom_scalars(layout)
