@@ -128,8 +128,9 @@ class LiveReadings:
             logger.log_metrics(values, anchor.step)
         self._to_callback_metrics(values)
         described = {} if settings is None else self._describe(settings)
-        if described and described != self._settings_shown:
-            self._settings_shown = described
+        constants = {key: described.get(key) for key in ("sampler", "nbeta", "localization", "num_chains", "num_draws")}
+        if described and constants != self._settings_shown:
+            self._settings_shown = constants
             write_text(self.trainer.loggers, f"{self.name}/settings", settings_table(described), anchor.step)
         if self._records is not None:
             reading = Reading(
