@@ -65,10 +65,12 @@ def resolve_components(
         Components by name, each checked against the module.
 
     Raises:
-        ValueError: If nothing matches; the message lists the nearest names.
+        ValueError: If nothing matches; the message lists the nearest names. If a lazy parameter has no shape yet.
         TypeError: If ``components`` is of another kind.
     """
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if lazy := [name for name, p in trainable.items() if isinstance(p, nn.UninitializedParameter)]:
+        raise ValueError(f"{lazy[0]!r} has no shape yet: run one batch through the module before it is sampled")
     if not trainable:
         raise ValueError("no parameter of the module requires gradients, so there is nothing to sample")
     if components is None:

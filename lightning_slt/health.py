@@ -50,17 +50,38 @@ class Thresholds:
     prior_bound: Bounds = (1.1, None)
     step_size: Bounds = (0.5, 1.5)
 
+    def __post_init__(self) -> None:
+        """Refuse what is no pair of bounds."""
+        for check in fields(self):
+            bounds = getattr(self, check.name)
+            pair = isinstance(bounds, tuple | list) and len(bounds) == 2
+            if not pair or not all(b is None or (isinstance(b, int | float) and not math.isnan(b)) for b in bounds):
+                raise ValueError(
+                    f"Thresholds.{check.name} must be a pair (warning, failure) of numbers or None, got {bounds!r}; "
+                    f"write e.g. Thresholds({check.name}=(None, 2.0))"
+                )
+
 
 SMALL_IS_BAD = frozenset({"above_anchor", "snr"})
 
 
 def judge(values: Mapping[str, float], dead_chains: Mapping[int, int], thresholds: Thresholds) -> Health:
-    """Hold measured values against thresholds; a value that could not be measured (NaN) is a warning."""
+    """Hold measured values against thresholds; a value that could not be measured (NaN) is a warning.
+
+    Args:
+        values: What was measured, by name of the check; names that are no checks are only passed on.
+        dead_chains: Chains left out, with the step at which each was first seen not finite.
+        thresholds: Where each check warns and fails.
+
+    Returns:
+        The verdict.
+    """
     failed, warned = [], []
     for check in fields(thresholds):
-        if check.name not in values:
+        warning, failure = getattr(thresholds, check.name)
+        if check.name not in values or (warning is None and failure is None):
             continue
-        value, (warning, failure) = values[check.name], getattr(thresholds, check.name)
+        value = values[check.name]
         sign = -1 if check.name in SMALL_IS_BAD else 1
         if failure is not None and sign * value > sign * failure:
             failed.append(check.name)

@@ -36,7 +36,7 @@ class Passes(ABC):
         self.leaves: Params = {}
         for leaf in posterior.leaves:
             if leaf.moving is None:
-                view = position.detach()[:, leaf.start : leaf.stop].view(-1, *leaf.shape)
+                view = position.detach()[:, leaf.start : leaf.stop].view(len(position), *leaf.shape)
             else:
                 view = posterior.anchor[leaf.name].detach().repeat(len(position), *([1] * len(leaf.shape)))
             self.leaves[leaf.name] = view.requires_grad_()
@@ -63,7 +63,8 @@ class Passes(ABC):
         for leaf in self.posterior.leaves:
             if leaf.moving is not None:
                 with torch.no_grad():
-                    self.leaves[leaf.name].flatten(1)[:, leaf.moving] = self.position[:, leaf.start : leaf.stop]
+                    rows = self.leaves[leaf.name].view(len(self.position), -1)
+                    rows[:, leaf.moving] = self.position[:, leaf.start : leaf.stop]
 
     @abstractmethod
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]: ...
@@ -96,6 +97,13 @@ class VectorizedPasses(Passes):
 
 class SequentialPasses(Passes):
     """One chain after another, for modules that ``vmap`` refuses."""
+
+    def has_gradient(self, batch: ChainBatch) -> bool:
+        """Whether the loss of the first chain hangs on its weights by a graph."""
+        with torch.enable_grad():
+            self._fill_masked()
+            weights = {name: leaf[0].detach().requires_grad_() for name, leaf in self.leaves.items()}
+            return self.posterior.loss(weights, batch.of_chain(0)).requires_grad
 
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]:
         losses, rows = [], []
@@ -168,23 +176,25 @@ class _ChainAttention(torch.autograd.Function):
         mask: Tensor | None,
         options: tuple[Any, ...],
     ) -> tuple[Tensor, int]:
-        chains, inner = info.batch_size, query.ndim - (in_dims[0] is not None)
+        chains = info.batch_size
+        inner = max(t.ndim - (dim is not None) for t, dim in zip((query, key, value), in_dims[:3], strict=True))
 
-        def fold(tensor: Tensor, dim: int | None) -> Tensor:
+        def stack(tensor: Tensor, dim: int | None) -> Tensor:
             stacked = tensor.expand(chains, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            return stacked.flatten(0, stacked.ndim - inner) if stacked.ndim > inner else stacked
+            return stacked.reshape(chains, *[1] * (inner + 1 - stacked.ndim), *stacked.shape[1:])
 
-        def fold_mask(mask: Tensor, dim: int | None, batch: int) -> Tensor:
-            if dim is None and mask.ndim <= 2:
-                return mask
-            stacked = mask.expand(chains, *mask.shape) if dim is None else mask.movedim(dim, 0)
-            padded = stacked.reshape(chains, *[1] * (inner - stacked.ndim + 1), *stacked.shape[1:])
-            return padded.expand(-1, batch, *padded.shape[2:]).flatten(0, 1)
+        q, k, v = (stack(t, dim) for t, dim in zip((query, key, value), in_dims[:3], strict=True))
+        plain = mask is None or (in_dims[3] is None and mask.ndim <= 2)
+        m = mask if mask is None or plain else stack(mask, in_dims[3])
+        if inner < 4:  # the chain axis takes a free place: that of the batch, or of the heads
+            return _plain_attention(q, k, v, m, options), 0
+        batch = max(t.shape[1] for t in (q, k, v))
 
-        folded = [fold(t, d) for t, d in zip((query, key, value), in_dims[:3], strict=True)]
-        folded_mask = None if mask is None else fold_mask(mask, in_dims[3], len(folded[0]) // chains)
-        output = _plain_attention(folded[0], folded[1], folded[2], folded_mask, options)
-        return output.view(chains, -1, *output.shape[1:]), 0
+        def fold(tensor: Tensor) -> Tensor:
+            return tensor.expand(-1, batch, *tensor.shape[2:]).flatten(0, 1)
+
+        output = _plain_attention(fold(q), fold(k), fold(v), m if m is None or plain else fold(m), options)
+        return output.view(chains, batch, *output.shape[1:]), 0
 
 
 def _plain_attention(

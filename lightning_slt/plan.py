@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from lightning_slt.preflight import anchor_losses, check_response, choose_route,
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig, sample
 from lightning_slt.seeding import derive_seed
-from lightning_slt.types import FunctionalLoss, LossFn
+from lightning_slt.types import FunctionalLoss, LossFn, is_amount
 
 Results = dict[str, Any]
 OnFailure = Literal["warn", "raise"]
@@ -202,6 +202,7 @@ def estimate(
     """
     estimators = check_estimators(estimators)
     check_on_failure(on_failure)
+    check_settings(sampler=sampler, nbeta=nbeta, localization=localization, sampling=sampling)
     config = sampling or SamplingConfig()
     resolved = resolve_components(module, components)
     with isolated(module, seed=derive_seed(config.seed, "reading")):
@@ -214,7 +215,7 @@ def estimate(
             snapshot.posterior,
             snapshot.components,
             snapshot.data,
-            replace(config),
+            config,
             sampler=sampler,
             nbeta=nbeta,
             localization=localization,
@@ -222,6 +223,22 @@ def estimate(
         results = run_chains(snapshot, estimators, settings, on_step=on_step)
     report_failures(results, on_failure)
     return results[next(iter(results))] if components is None else results
+
+
+def check_settings(*, sampler: object, nbeta: object, localization: object, sampling: object) -> None:
+    """Refuse settings of the wrong kind before any data are read.
+
+    Raises:
+        TypeError: If the sampler or the counts are something else.
+        ValueError: If nβ or γ is no finite number, zero or more.
+    """
+    if not (sampler is None or isinstance(sampler, Sampler)):
+        raise TypeError(f"sampler must be a sampler such as SGLD(step_size=1e-4), or None, got {sampler!r}")
+    if not (sampling is None or isinstance(sampling, SamplingConfig)):
+        raise TypeError(f"sampling must be a SamplingConfig such as SamplingConfig(num_chains=4), got {sampling!r}")
+    for name, value in (("nbeta", nbeta), ("localization", localization)):
+        if value is not None and not is_amount(value):
+            raise ValueError(f"{name} must be a finite number, zero or more, or None to be found, got {value!r}")
 
 
 def check_on_failure(on_failure: str) -> None:

@@ -7,7 +7,6 @@ r"""The local posterior around a snapshot of the weights (arXiv:2308.12108, eq. 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_slt.types import FunctionalLoss, Params
+from lightning_slt.types import FunctionalLoss, Params, is_amount
 
 
 class Leaf(NamedTuple):
@@ -42,7 +41,7 @@ class LocalPosterior:
         masks: For parameters that move only in part: boolean tensors of their shape.
 
     Raises:
-        ValueError: If nβ or γ is negative or not finite, or if nothing moves.
+        ValueError: If nβ or γ is negative or not finite, a mask does not fit its parameter, or nothing moves.
 
     >>> w = {"w": torch.zeros(3)}
     >>> p = LocalPosterior(loss=lambda w, b: (w["w"] ** 2).sum(), anchor=w, nbeta=10.0, localization=1.0)
@@ -59,14 +58,16 @@ class LocalPosterior:
     def __post_init__(self) -> None:
         """Check the constants and lay out the free coordinates."""
         for name, constant in (("nbeta", self.nbeta), ("localization", self.localization)):
-            if not (math.isfinite(constant) and constant >= 0):
-                raise ValueError(f"{name} must be a finite number, zero or more, got {constant}")
+            if not is_amount(constant):
+                raise ValueError(f"{name} must be a finite number, zero or more, got {constant!r}")
         if not self.anchor:
             raise ValueError("the anchor holds no parameter, so there is nothing to sample")
+        for name, mask in self.masks.items():
+            _check_mask(name, mask, self.anchor)
         leaves, start = [], 0
         for name, value in self.anchor.items():
-            mask = self.masks.get(name)
-            index = None if mask is None else mask.to(value.device).flatten().nonzero()[:, 0]
+            whole = name not in self.masks
+            index = None if whole else self.masks[name].to(value.device).flatten().nonzero()[:, 0]
             stop = start + (value.numel() if index is None else index.numel())
             leaves.append(Leaf(name, value.shape, start, stop, index))
             start = stop
@@ -111,7 +112,18 @@ class LocalPosterior:
 
     def flatten(self, leaves: Params) -> Tensor:
         """Rows of free coordinates ``[chain, coordinate]`` from leaves ``[chain, *shape]``."""
-        return torch.cat([_free(leaves[leaf.name].flatten(1), leaf) for leaf in self.leaves], 1)
+        stacked = [(leaf, leaves[leaf.name]) for leaf in self.leaves]
+        return torch.cat([_free(t.reshape(len(t), leaf.shape.numel()), leaf) for leaf, t in stacked], 1)
+
+
+def _check_mask(name: str, mask: Tensor, anchor: Params) -> None:
+    if name not in anchor:
+        raise ValueError(f"mask for {name!r}, which is not in the anchor; its parameters are {', '.join(anchor)}")
+    if mask.dtype != torch.bool or mask.shape != anchor[name].shape:
+        raise ValueError(
+            f"mask of {name!r} must be a boolean tensor of shape {tuple(anchor[name].shape)}, "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
 
 
 def _free(rows: Tensor, leaf: Leaf) -> Tensor:

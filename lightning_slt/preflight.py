@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from lightning_slt.data import ChainBatch, SamplingData
+from lightning_slt.isolation import seed_everything
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.sampling import SamplingConfig
@@ -24,34 +28,65 @@ class PreflightError(ValueError):
     """A posterior that cannot be sampled; the message says what to write."""
 
 
-def steady(loss: FunctionalLoss, weights: Params, batch: Batch, *, seed: int) -> FunctionalLoss:
-    """The loss itself, or, where it draws random numbers, the loss with the same ones at every evaluation.
+@dataclass(frozen=True)
+class SeededLoss:
+    """A loss that draws random numbers, with the same ones at every evaluation.
 
     A variational autoencoder's sampled latent, say: fresh numbers at ``w_t`` and at ``w*`` would not cancel.
     """
-    before = torch.random.get_rng_state()
+
+    loss: FunctionalLoss
+    seed: int
+
+    def __call__(self, weights: Params, batch: Batch) -> Tensor:
+        """The loss after seeding all generators."""
+        seed_everything(self.seed)
+        return self.loss(weights, batch)
+
+
+@dataclass(frozen=True)
+class SparingLoss:
+    """A loss that writes into its batch, handed a copy: what it left behind would be measured at ``w*``."""
+
+    loss: FunctionalLoss
+
+    def __call__(self, weights: Params, batch: Batch) -> Tensor:
+        """The loss on a copy of the batch."""
+        return self.loss(weights, pytree.tree_map_only(Tensor, torch.clone, batch))
+
+
+def steady(loss: FunctionalLoss, weights: Params, batch: Batch, *, seed: int) -> FunctionalLoss:
+    """The loss itself, or one that gives the same value at every evaluation, where this one does not.
+
+    Args:
+        loss: Function of (weights, batch), evaluated once.
+        weights: By parameter name.
+        batch: One collated batch, used up.
+        seed: Of the run.
+
+    Returns:
+        The loss, its random numbers fixed if it draws any, its batch copied if it writes into it.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    versions, generators = [t._version for t in tensors], _generators()
     loss(weights, batch)
-    if torch.equal(before, torch.random.get_rng_state()):
-        return loss
-    fixed = derive_seed(seed, "loss")
-
-    def seeded(weights: Params, batch: Batch) -> Tensor:
-        torch.manual_seed(fixed)
-        return loss(weights, batch)
-
-    return seeded
+    if versions != [t._version for t in tensors]:
+        loss = SparingLoss(loss)
+    return loss if generators == _generators() else SeededLoss(loss, derive_seed(seed, "loss"))
 
 
 def check_response(posterior: LocalPosterior, batch: ChainBatch, *, seed: int) -> None:
-    """Refuse a loss that is not finite at the anchor, or that ignores the weights that it is given.
+    """Refuse a loss that is not finite at the anchor, that ignores the weights it is given, or has no gradient.
 
-    Compares losses at ``w*`` and at one draw of ``w* + N(0, 1/γ)``, bit by bit.
+    Compares losses at ``w*`` and at one draw of ``w* + N(0, 1/γ)`` on the same minibatch, bit by bit. A gradient of
+    zero is legal, a loss outside the graph is not.
 
     Raises:
-        PreflightError: In both cases.
+        PreflightError: In these cases.
     """
     rows = _anchor_and_neighbour(posterior, seed)
-    here, there = SequentialPasses(posterior, rows).loss(_for_two(batch)).tolist()
+    passes = SequentialPasses(posterior, rows)
+    here, there = passes.loss(_same_for_two(batch)).tolist()
     if not torch.isfinite(torch.tensor(here)):
         raise PreflightError(
             f"the loss at the anchor is {here}: expected a finite number. A torchmetrics Metric that enters the loss "
@@ -62,6 +97,11 @@ def check_response(posterior: LocalPosterior, batch: ChainBatch, *, seed: int) -
             f"the loss is {here} at the anchor and at {posterior.dimension} weights moved away from it: it ignores the "
             "weights that the sampler gives. Sharded modules and losses on copies of the network do that; write "
             "loss_fn(module, batch) so that it runs the module that it gets"
+        )
+    if not passes.has_gradient(batch):
+        raise PreflightError(
+            "the loss changes with the weights but carries no gradient: it is computed under torch.no_grad(), or from "
+            "detached or rounded outputs (.detach(), .item(), .argmax()); return the differentiable loss itself"
         )
 
 
@@ -102,8 +142,14 @@ def fit_chunk(posterior: LocalPosterior, batch: ChainBatch, config: SamplingConf
 
 
 def anchor_losses(loss: FunctionalLoss, weights: Params, data: SamplingData, config: SamplingConfig) -> Tensor | None:
-    """Loss of every sample at the anchor ``[sample]``, where the loss gives it and one pass over the data pays."""
+    """Loss of every sample at the anchor ``[sample]``, where the loss gives it and one pass over the data pays.
+
+    None too where the loss of a sample depends on the company it keeps (contrastive losses, random numbers): there
+    only the anchor on the very minibatch is a paired baseline.
+    """
     if data.whole is None or len(data) > config.num_chains * config.num_draws * config.batch_size:
+        return None
+    if isinstance(loss, SeededLoss):
         return None
     rows = []
     with torch.no_grad():
@@ -113,7 +159,11 @@ def anchor_losses(loss: FunctionalLoss, weights: Params, data: SamplingData, con
             if losses.ndim == 0 or len(losses) != len(index):
                 return None
             rows.append(losses.reshape(len(index), -1).mean(1))
-    return torch.cat(rows)
+        known = torch.cat(rows)
+        mixed = torch.randperm(len(data), generator=generator(config.seed, "company"))[: config.batch_size]
+        among_others = loss(weights, data.batch(mixed)).reshape(len(mixed), -1).mean(1)
+    apart = (known[mixed.to(known.device)] - among_others).abs()
+    return known if bool((apart <= 1e-4 * known.abs().mean() + 1e-6).all()) else None
 
 
 def free_memory(device: torch.device) -> int:
@@ -133,6 +183,22 @@ def _anchor_and_neighbour(posterior: LocalPosterior, seed: int) -> Tensor:
     noise = torch.randn(row.shape, generator=generator(seed, "response"), dtype=row.dtype).to(row.device)
     scale = posterior.localization**-0.5 if posterior.localization else 1.0
     return torch.cat([row, row + scale * noise])
+
+
+def _generators() -> tuple[object, ...]:
+    """State of every global generator that a loss could draw from, to be compared."""
+    name, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    tensors = [torch.random.get_rng_state(), *cuda]
+    return (random.getstate(), name, np.asarray(keys).tobytes(), *rest, *(t.numpy().tobytes() for t in tensors))
+
+
+def _same_for_two(batch: ChainBatch) -> ChainBatch:
+    """The first chain's minibatch for two chains."""
+    if batch.shared:
+        return _for_two(batch)
+    leaves = tuple(leaf[[0, 0]] for leaf in batch.leaves)
+    return batch._replace(leaves=leaves, indices=batch.indices[[0, 0]], ragged=batch.ragged[:1] * 2)
 
 
 def _for_two(batch: ChainBatch) -> ChainBatch:

@@ -43,8 +43,8 @@ class Traces(Metric):
         self.to(device or torch.device("cpu"))
 
     def update(self, chains: Sequence[int], index: int, values: Tensor) -> None:
-        """Write one draw of some chains; ``values`` is ``[chain]``."""
-        rows = slice(chains[0], chains[-1] + 1, chains[1] - chains[0] if len(chains) > 1 else 1)
+        """Write one draw of some chains, in any order; ``values`` is ``[chain]``."""
+        rows = torch.tensor(chains, device=self.values.device)
         self.values[rows, index] = values.to(self.values)
 
     def compute(self) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -26,6 +27,17 @@ LossFn = Callable[[nn.Module, Batch], Tensor]
 
 FunctionalLoss = Callable[[Params, Batch], Tensor]
 """The same as a function of the weights alone."""
+
+
+def is_amount(value: object) -> bool:
+    """Whether a setting is a finite number, zero or more.
+
+    >>> is_amount(0.0), is_amount(-1), is_amount(float("nan")), is_amount("1e-3")
+    (True, False, False, False)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return 0 <= float(value) < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_slt.posterior import LocalPosterior
+from lightning_slt.types import is_amount
 
 State = dict[str, Any]
 """What a sampler carries from step to step; ``state["position"]`` is moved in place."""
@@ -39,8 +40,8 @@ class Sampler(ABC):
         """Refuse what no sampler can use."""
         for name in ("step_size", "temperature"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{type(self).__name__}.{name} must be a finite number, zero or more, got {value}")
+            if not is_amount(value):
+                raise ValueError(f"{type(self).__name__}.{name} must be a finite number, zero or more, got {value!r}")
 
     def init(self, position: Tensor, noise: Callable[[], Tensor]) -> State:
         """State at the first position; samplers with more than a position extend it.
