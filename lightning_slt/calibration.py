@@ -121,7 +121,7 @@ def calibrate_relative(
     nbeta = NBETA if nbeta is None else nbeta
     if sampler is not None and localization is not None and sampling.num_burnin is not None:
         return Settings(sampler=sampler, nbeta=nbeta, localization=localization, sampling=sampling)
-    curvature = max(c.value for c in curvatures(posterior, components, data, sampling).values())
+    curvature = max(c.value for c in curvatures(posterior, components, data, sampling, nbeta=nbeta).values())
     if localization is None:
         if nbeta == 0:
             raise ValueError("at nbeta=0 nothing but the localization holds the chains; give localization=")
@@ -180,12 +180,13 @@ def curvatures(
     data: SamplingData,
     sampling: SamplingConfig,
     *,
+    nbeta: float,
     start: Mapping[str, Curvature] | None = None,
 ) -> dict[str, Curvature]:
     """λ_max at the anchor for each component, started from those of an earlier anchor where there are any."""
     return {
         name: leading_curvature(
-            posterior(component, nbeta=1.0, localization=0.0),
+            posterior(component, nbeta=nbeta, localization=0.0),
             data,
             sampling,
             start=None if start is None else start[name].direction,
@@ -205,7 +206,8 @@ def leading_curvature(
     r"""Largest absolute eigenvalue of the Hessian of the mean loss at the anchor, by power iteration.
 
     Hessian-vector products are central differences of gradients, ``Hv ≈ (g(w* + δv) − g(w* − δv)) / 2δ``, which need
-    no second derivatives of the user's operations.
+    no second derivatives of the user's operations. δ is a third of the width that the posterior has in a direction of
+    that curvature: kinks (of ReLUs, say) are seen as smoothed as the chains see them, not as spikes.
 
     Args:
         posterior: Gives loss and anchor.
@@ -218,14 +220,14 @@ def leading_curvature(
     """
     row = posterior.anchor_row
     batches = _probe_batches(data, sampling)
-    delta = 1e-3 * (1 + float(row.norm()))
     route = SequentialPasses if sampling.chain_method == "sequential" else VectorizedPasses
-    value, vector, iterations = 0.0, start, 4
+    value, vector, iterations = 1.0, start, 4
     if vector is None:
         noise = torch.randn(row.shape, generator=generator(sampling.seed, "curvature"), dtype=row.dtype)
         vector, iterations = noise.to(row.device), 12
     for _ in range(iterations):
         vector = vector / vector.norm()
+        delta = _reach(posterior.nbeta, value)
         passes = route(posterior, torch.cat([row + delta * vector, row - delta * vector]))
         gradient = sum((passes.loss_and_gradient(b)[1] for b in batches), torch.zeros_like(passes.position))
         product = (gradient[:1] - gradient[1:]) / (2 * delta * len(batches))
@@ -234,6 +236,11 @@ def leading_curvature(
             return Curvature(value, vector)
         vector = product
     return Curvature(value, vector)
+
+
+def _reach(nbeta: float, curvature: float) -> float:
+    """A third of the posterior's standard deviation in a direction of this curvature."""
+    return 0.3 / math.sqrt(max(nbeta, 1.0) * max(curvature, 1e-6))
 
 
 def _probe_batches(data: SamplingData, sampling: SamplingConfig) -> list[ChainBatch]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_slt.calibration import Settings, calibrate_relative, follow_curvature, largest_curvature_of
+from lightning_slt.calibration import Curvature, Settings, calibrate_relative, curvatures, follow_curvature
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators.base import Estimator
@@ -83,6 +83,7 @@ class Reader:
         self.request, self.module, self.context = request, module, context
         self.components = resolve_components(module, request.components)
         self.settings: Settings | None = None
+        self._curvatures: Mapping[str, Curvature] | None = None
         self.sampling = request.sampling
         first = self.set_aside(step=0, global_step=0, epoch=0)
         with self.isolated():
@@ -150,8 +151,15 @@ class Reader:
             return settings
         with self.isolated():
             snapshot = self._snapshot(anchor)
-            curvature = largest_curvature_of(snapshot.posterior, snapshot.components, self.data, self.sampling)
-        return follow_curvature(settings, curvature)
+            self._curvatures = curvatures(
+                snapshot.posterior,
+                snapshot.components,
+                self.data,
+                self.sampling,
+                nbeta=settings.nbeta,
+                start=self._curvatures,
+            )
+        return follow_curvature(settings, max(c.value for c in self._curvatures.values()))
 
     def read(
         self,
