@@ -67,7 +67,7 @@ class _LLCAccumulator(Accumulator):
             self.drift_to_noise.update(draw.chains, draw.index, draw.motion.drift_to_noise)
 
     def compute(self) -> Estimate:
-        rise, steps = self.rise.compute().cpu(), self.steps.compute().cpu()
+        rise, steps = self.rise.values.cpu(), self.steps.values.cpu()
         dead = _dead_chains(rise, steps)
         alive = torch.tensor([chain not in dead for chain in range(len(rise))])
         per_chain = torch.where(alive, self.run.nbeta * rise.mean(1), torch.nan)
@@ -79,22 +79,22 @@ class _LLCAccumulator(Accumulator):
             stderr=stderr,
             per_chain=per_chain,
             health=judge(values, dead, self.estimator.thresholds),
-            traces={"loss": rise} if self.estimator.traces else {},
+            traces={"loss": rise.clone()} if self.estimator.traces else {},
         )
 
     def _values(self, live: Tensor, alive: Tensor, num_dead: int) -> dict[str, float]:
         run = self.run
         enough = len(live) > 0 and live.shape[1] >= 4
-        measured = self.distance.compute().cpu()[alive]
+        measured = self.distance.values.cpu()[alive]
         reach = math.sqrt(run.dimension / run.localization) if run.localization else math.inf
         return {
             **trace_values(live),
             "finite": float(num_dead),
-            "drift_to_noise": _mean_measured(self.drift_to_noise.compute().cpu()[alive]),
+            "drift_to_noise": _mean_measured(self.drift_to_noise.values.cpu()[alive]),
             "prior_bound": _mean_measured(measured[:, measured.shape[1] // 2 :]) / reach,
             **({"step_size": run.stability} if math.isfinite(run.stability) else {}),
             "ess_bulk": float(ess_bulk(live)) if enough else math.nan,
-            "anchor_loss": float(self.anchor.compute().cpu()[alive].mean()) if len(live) else math.nan,
+            "anchor_loss": float(self.anchor.values.cpu()[alive].mean()) if len(live) else math.nan,
         }
 
 
