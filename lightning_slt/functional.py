@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,12 +64,8 @@ def training_step_loss(module: nn.Module, batch: Batch) -> Tensor:
         TypeError: If ``training_step`` takes an iterator, or returns neither a tensor nor a dict with ``loss``.
     """
     step: Callable[..., Any] = module.training_step  # type: ignore[assignment]
-    names = inspect.signature(step).parameters
-    if "dataloader_iter" in names:
-        raise TypeError(f"training_step takes dataloader_iter, so it has no loss of one batch; {HOW_TO_WRITE_A_LOSS}")
-    keywords = {"batch_idx": 0} if "batch_idx" in names else {}
-    positional = (0,) if not keywords and len(names) > 1 else ()
-    output = step(batch, *positional, **keywords)
+    function = getattr(step, "__func__", step)
+    output = step(batch, **_batch_index(function, bound=function is not step))
     loss = output.get("loss") if isinstance(output, Mapping) else output
     if not isinstance(loss, Tensor):
         raise TypeError(
@@ -76,6 +73,16 @@ def training_step_loss(module: nn.Module, batch: Batch) -> Tensor:
             f"{HOW_TO_WRITE_A_LOSS}"
         )
     return loss
+
+
+@cache
+def _batch_index(step: Callable[..., Any], *, bound: bool) -> dict[str, int]:
+    """What ``training_step`` takes besides the batch, by name; cached, because signatures are slow to read."""
+    parameters = list(inspect.signature(step).parameters.values())[bound:]
+    if any(p.name == "dataloader_iter" for p in parameters):
+        raise TypeError(f"training_step takes dataloader_iter, so it has no loss of one batch; {HOW_TO_WRITE_A_LOSS}")
+    named = [p.name for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return dict.fromkeys(["batch_idx"] if "batch_idx" in named else named[:1], 0)
 
 
 class ModuleLoss:
