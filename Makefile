@@ -1,4 +1,5 @@
 # Everything a developer or a new user runs; `make help` lists it.
+# Tests run in one process per core with one thread each: small networks are slower on several threads.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,10 +26,10 @@ tensorboard: $(READY)  ## Open TensorBoard on the demo's logs
 	$(BIN)/tensorboard --logdir runs
 
 test: $(READY)  ## Run the tests that CI runs
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow and not gpu and not browser"
 
 test-all: $(READY)  ## Run every test that this machine can run
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .
