@@ -7,11 +7,9 @@ number generators and logged values stay bit-identical to a run without readings
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -21,23 +19,25 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_slt.memory import remembered
+
 _MUTED_METHODS = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer")
-_COMPILED_METHODS = ("forward", "training_step", "per_sample_loss")
 
 
 @contextmanager
-def isolated(module: nn.Module, *, seed: int) -> Iterator[None]:
+def isolated(module: nn.Module, *, seed: int, also: Iterable[Any] = ()) -> Iterator[None]:
     """Put a module in eval mode, mute it, seed all generators, and restore everything in the end.
 
     Restored even after an exception: generators of python, numpy, torch and every accelerator; the training flag,
-    ``requires_grad`` and ``p.grad`` of each part; parameters and buffers by reference; plain attributes, the content
-    of lists, dicts, sets and deques among them. Inside, ``log``, ``log_dict`` and ``print`` do nothing, as do
-    ``forward``, ``update`` and ``compute`` of torchmetrics (they return NaN, so that a metric that enters the loss
-    is noticed), and compiled functions run eagerly.
+    ``requires_grad`` and ``p.grad`` of each part; parameters by reference, buffers and all attributes with their
+    content (see :mod:`lightning_slt.memory`). Inside, ``log``, ``log_dict``, ``print`` and the Trainer's loggers do
+    nothing, as do ``forward``, ``update`` and ``compute`` of torchmetrics (they return NaN, so that a metric that
+    enters the loss is noticed), and compiled functions run eagerly.
 
     Args:
         module: The network; a LightningModule or any other.
         seed: Seeds the global generators inside, so that augmentations are the same at every reading.
+        also: Other objects that user code may change meanwhile, such as a loss or a collate function.
 
     >>> net = nn.Dropout(0.5)
     >>> state = torch.random.get_rng_state()
@@ -48,28 +48,37 @@ def isolated(module: nn.Module, *, seed: int) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(_preserved_generators())
-        stack.enter_context(_preserved_parts(module))
+        stack.enter_context(_preserved_parameters(module))
+        stack.enter_context(remembered([module, *also], known=module.parameters()))
         stack.enter_context(_eager())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         seed_everything(seed)
         module.eval()
         for part in module.modules():
+            stack.enter_context(_silent_trainer(part))
             _mute(part)
         yield
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch; only ever called inside :func:`isolated`."""
+    """Seed python, numpy and torch; only ever called inside :func:`isolated`.
+
+    Not ``torch.manual_seed``, which would also leave a seed for accelerators that are first used later.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
 
 
 @contextmanager
 def _preserved_generators() -> Iterator[None]:
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
@@ -84,43 +93,49 @@ def _preserved_generators() -> Iterator[None]:
 
 
 @contextmanager
-def _preserved_parts(module: nn.Module) -> Iterator[None]:
-    parts = list(module.modules())
-    restore = [_snapshot(part) for part in parts]
-    parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+def _preserved_parameters(module: nn.Module) -> Iterator[None]:
+    """Without gradients inside: a backward pass of the user's own must not add to those of training."""
+    before = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     try:
+        for parameter, _, _ in before:
+            parameter.grad = None
         yield
     finally:
-        for undo in restore:
-            undo()
-        for parameter, requires_grad, grad in parameters:
+        for parameter, requires_grad, grad in before:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
 
 
-def _snapshot(part: nn.Module) -> Callable[[], None]:
-    """Remember one module's own dictionary; plain tensors are swapped for copies so that in-place code hits those."""
-    attributes = dict(part.__dict__)
-    contents = {k: copy.copy(v) for k, v in attributes.items() if type(v) in (list, dict, set, deque, _ORDERED)}
-    for name, value in attributes.items():
-        if isinstance(value, Tensor) and value.is_leaf:
-            part.__dict__[name] = value.detach().clone().requires_grad_(value.requires_grad)
-
-    def undo() -> None:
-        part.__dict__.clear()
-        part.__dict__.update(attributes)
-        for name, content in contents.items():
-            _refill(attributes[name], content)
-
-    return undo
-
-
-_ORDERED = type(nn.Module()._forward_hooks)
+@contextmanager
+def _silent_trainer(part: nn.Module) -> Iterator[None]:
+    """The Trainer's own attributes as they were (``should_stop``, say), and loggers that do nothing."""
+    trainer = part.__dict__.get("_trainer")
+    attributes = getattr(trainer, "__dict__", {})
+    if not isinstance(attributes.get("_loggers"), list):
+        yield
+        return
+    before = dict(attributes)
+    attributes["_loggers"] = [_Silence() for _ in before["_loggers"]]
+    try:
+        yield
+    finally:
+        attributes.clear()
+        attributes.update(before)
 
 
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    container.extend(content) if isinstance(container, list | deque) else container.update(content)
+class _Silence:
+    """Whatever is asked of it, there is nothing."""
+
+    def __getattr__(self, name: str) -> _Silence:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    def __getitem__(self, key: Any) -> _Silence:
+        return self
 
 
 def _mute(part: nn.Module) -> None:
@@ -135,9 +150,6 @@ def _mute(part: nn.Module) -> None:
         for name in _MUTED_METHODS:
             if hasattr(type(part), name):
                 part.__dict__[name] = _do_nothing
-        for name in _COMPILED_METHODS:
-            if hasattr(type(part), name):
-                part.__dict__.pop(name, None)
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from lightning_slt.calibration import Settings, calibrate_relative
 from lightning_slt.components import Component, resolve_components
-from lightning_slt.data import ChainBatch, SamplingData, Streams, load_data
+from lightning_slt.data import ChainBatch, SamplingData, Streams, load_data, source_parts
 from lightning_slt.estimators.base import Estimator, Run
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
@@ -205,7 +205,7 @@ def estimate(
     check_settings(sampler=sampler, nbeta=nbeta, localization=localization, sampling=sampling)
     config = sampling or SamplingConfig()
     resolved = resolve_components(module, components)
-    with isolated(module, seed=derive_seed(config.seed, "reading")):
+    with isolated(module, seed=derive_seed(config.seed, "reading"), also=(loss_fn, source_parts(data)[1])):
         module_loss = ModuleLoss(module, loss_fn)
         device, dtype = module_loss.device, module_loss.dtype
         samples = load_data(data, to_device=lambda b: cast_batch(b, device=device, dtype=dtype), seed=config.seed)

@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_slt.calibration import Curvature, Settings, calibrate_relative, curvatures, follow_curvature
 from lightning_slt.components import Component, resolve_components
-from lightning_slt.data import SamplingData, load_data
+from lightning_slt.data import SamplingData, load_data, source_parts
 from lightning_slt.estimators.base import Estimator
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
@@ -85,6 +85,7 @@ class Reader:
         self.settings: Settings | None = None
         self._curvatures: Mapping[str, Curvature] | None = None
         self.sampling = request.sampling
+        self._bystanders = (request.loss_fn, source_parts(source)[1])
         first = self.set_aside(step=0, global_step=0, epoch=0)
         with self.isolated():
             device, dtype = first.module_loss.device, first.module_loss.dtype
@@ -99,7 +100,7 @@ class Reader:
 
     def isolated(self) -> AbstractContextManager[None]:
         """The guard around everything that runs user code."""
-        return isolated(self.module, seed=derive_seed(self.request.sampling.seed, "reading"))
+        return isolated(self.module, seed=derive_seed(self.request.sampling.seed, "reading"), also=self._bystanders)
 
     def set_aside(self, *, step: int, global_step: int, epoch: int) -> Anchor:
         """Copy the present weights."""

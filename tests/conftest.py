@@ -1,0 +1,14 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in an empty folder: Trainers write into the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
