@@ -8,15 +8,13 @@ every chain's own gradient, and the backward of batched operations is cheaper th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
-from torch.overrides import TorchFunctionMode
 
+from lightning_slt.batching import ChainRules
 from lightning_slt.data import ChainBatch
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.types import FunctionalLoss, Params
@@ -89,7 +87,7 @@ class VectorizedPasses(Passes):
             losses = loss(weights, batch.spec(leaves))
             return losses.mean() if mean else losses
 
-        with _FoldedAttention():
+        with ChainRules():
             return vmap(one_chain, in_dims=(0, None if batch.shared else 0), randomness="same")(
                 self.leaves, batch.leaves
             )
@@ -127,81 +125,3 @@ def _named(leaves: Mapping[str, Tensor], gradients: Sequence[Tensor | None]) -> 
     """Gradients by name; weights that the loss does not use have gradient zero."""
     pairs = zip(leaves.items(), gradients, strict=True)
     return {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in pairs}
-
-
-class _FoldedAttention(TorchFunctionMode):
-    """Attention of many chains as one larger batch: the fused CPU kernel has no batching rule of its own."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    options = (dropout_p, is_causal, scale, enable_gqa)
-    output: Tensor = _ChainAttention.apply(query, key, value, attn_mask, options)  # type: ignore[no-untyped-call]
-    return output
-
-
-class _ChainAttention(torch.autograd.Function):
-    """Only ever reached under ``vmap``, whose rule hands the folded tensors to the ordinary function."""
-
-    @staticmethod
-    def forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: tuple[Any, ...]) -> Tensor:
-        return _plain_attention(query, key, value, mask, options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        return None
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[Any, ...],
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        options: tuple[Any, ...],
-    ) -> tuple[Tensor, int]:
-        chains = info.batch_size
-        inner = max(t.ndim - (dim is not None) for t, dim in zip((query, key, value), in_dims[:3], strict=True))
-
-        def stack(tensor: Tensor, dim: int | None) -> Tensor:
-            stacked = tensor.expand(chains, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            return stacked.reshape(chains, *[1] * (inner + 1 - stacked.ndim), *stacked.shape[1:])
-
-        q, k, v = (stack(t, dim) for t, dim in zip((query, key, value), in_dims[:3], strict=True))
-        plain = mask is None or (in_dims[3] is None and mask.ndim <= 2)
-        m = mask if mask is None or plain else stack(mask, in_dims[3])
-        if inner < 4:  # the chain axis takes a free place: that of the batch, or of the heads
-            return _plain_attention(q, k, v, m, options), 0
-        batch = max(t.shape[1] for t in (q, k, v))
-
-        def fold(tensor: Tensor) -> Tensor:
-            return tensor.expand(-1, batch, *tensor.shape[2:]).flatten(0, 1)
-
-        output = _plain_attention(fold(q), fold(k), fold(v), m if m is None or plain else fold(m), options)
-        return output.view(chains, batch, *output.shape[1:]), 0
-
-
-def _plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: tuple[Any, ...]
-) -> Tensor:
-    dropout, causal, scale, grouped = options
-    with torch._C.DisableTorchFunction():
-        return F.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
-        )

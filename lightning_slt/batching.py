@@ -1,0 +1,136 @@
+r"""How two operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
+
+Attention has a fused CPU kernel without a batching rule: the chain axis is folded into the batch. Convolutions become
+one grouped convolution, whose rounding changes with the number of groups: on the CPU they run chain by chain, which is
+as fast and makes the bits of a chain independent of its company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
+
+
+class ChainRules(TorchFunctionMode):
+    """Inside, attention and convolutions under ``torch.vmap`` follow the rules of this file."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Divert the two, pass everything else on."""
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **(kwargs or {}))
+        if func in _CONVOLUTIONS:
+            return _convolution(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _convolution(
+    function: Callable[..., Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    if input.device.type != "cpu":
+        return function(input, weight, bias, *args, **kwargs)
+
+    def convolve(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return function(x, w, b, *args, **kwargs)
+
+    output: Tensor = _ChainConvolution.apply(input, weight, bias, convolve)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _ChainConvolution(torch.autograd.Function):
+    """Chain by chain where chains have weights of their own."""
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, convolve: Callable[..., Tensor]) -> Tensor:
+        return convolve(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        convolve: Callable[..., Tensor],
+    ) -> tuple[Tensor, int]:
+        if in_dims[1] is None and in_dims[2] is None:  # frozen, or an axis of samples: one larger batch
+            x = input.movedim(in_dims[0], 0)
+            batched = x.ndim > weight.ndim
+            output = convolve(x.flatten(0, 1) if batched else x, weight, bias)
+            return output.view(*x.shape[: 1 + batched], *output.shape[1:]), 0
+
+        def rows(tensor: Tensor | None, dim: int | None) -> Sequence[Tensor | None]:
+            return [tensor] * info.batch_size if tensor is None or dim is None else tensor.unbind(dim)
+
+        columns = [rows(t, dim) for t, dim in zip((input, weight, bias), in_dims[:3], strict=True)]
+        return torch.stack([convolve(x, w, b) for x, w, b in zip(*columns, strict=True)]), 0
+
+
+class _ChainAttention(torch.autograd.Function):
+    """Only ever reached under ``vmap``, whose rule hands the folded tensors to the ordinary function."""
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: tuple[Any, ...]) -> Tensor:
+        return _plain_attention(query, key, value, mask, options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        options: tuple[Any, ...],
+    ) -> tuple[Tensor, int]:
+        chains = info.batch_size
+        inner = max(t.ndim - (dim is not None) for t, dim in zip((query, key, value), in_dims[:3], strict=True))
+
+        def stack(tensor: Tensor, dim: int | None) -> Tensor:
+            stacked = tensor.expand(chains, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            return stacked.reshape(chains, *[1] * (inner + 1 - stacked.ndim), *stacked.shape[1:])
+
+        q, k, v = (stack(t, dim) for t, dim in zip((query, key, value), in_dims[:3], strict=True))
+        plain = mask is None or (in_dims[3] is None and mask.ndim <= 2)
+        m = mask if mask is None or plain else stack(mask, in_dims[3])
+        if inner < 4:  # the chain axis takes a free place: that of the batch, or of the heads
+            return _plain_attention(q, k, v, m, options), 0
+        batch = max(t.shape[1] for t in (q, k, v))
+
+        def fold(tensor: Tensor) -> Tensor:
+            return tensor.expand(-1, batch, *tensor.shape[2:]).flatten(0, 1)
+
+        output = _plain_attention(fold(q), fold(k), fold(v), m if m is None or plain else fold(m), options)
+        return output.view(chains, batch, *output.shape[1:]), 0
+
+
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: tuple[Any, ...]
+) -> Tensor:
+    dropout, causal, scale, grouped = options
+    with torch._C.DisableTorchFunction():
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
