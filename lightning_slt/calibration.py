@@ -57,6 +57,7 @@ class Settings:
         sampling: Counts of this reading, burn-in resolved.
         curvature: λ_max at the anchor where it was measured, else NaN.
         stability: ``ε (nβ λ_max + γ)`` where it was measured, else NaN.
+        steps: Share of the steps that this anchor's curvature asks for; below 1 where the cap on them was met.
         calibrated: Which of these were found rather than given.
     """
 
@@ -66,6 +67,7 @@ class Settings:
     sampling: SamplingConfig
     curvature: float = math.nan
     stability: float = math.nan
+    steps: float = 1.0
     calibrated: tuple[str, ...] = ()
 
     @property
@@ -154,17 +156,19 @@ def follow_curvature(settings: Settings, curvature: float) -> Settings:
 
     Returns:
         Settings of this reading. ε is never raised. Where the curvature asks for more than ``MAX_STRETCH`` times the
-        steps, those are capped and the drift and R̂ of the reading tell whether they sufficed.
+        steps, those are capped, and the health check ``steps`` says so.
     """
     sampler, sampling = settings.sampler, settings.sampling
     stability = sampler.step_size * (settings.nbeta * curvature + settings.localization)
     if stability > STABILITY:
-        stretch = min(stability / STABILITY, MAX_STRETCH)
+        needed = stability / STABILITY
+        stretch = min(needed, MAX_STRETCH)
         sampler = replace(sampler, step_size=sampler.step_size * STABILITY / stability)
         burnin = math.ceil((sampling.num_burnin or 0) * stretch)
         sampling = replace(sampling, num_burnin=burnin, thinning=round(sampling.thinning * stretch))
+        settings = replace(settings, sampler=sampler, sampling=sampling, steps=stretch / needed)
         stability = STABILITY
-    return replace(settings, sampler=sampler, sampling=sampling, curvature=curvature, stability=stability)
+    return replace(settings, curvature=curvature, stability=stability)
 
 
 class Curvature(NamedTuple):

@@ -37,6 +37,7 @@ class Thresholds:
         prior_bound: ``‖w − w*‖ / √(d/γ)``. On a quadratic it is exactly ``√(1 − 2λ̂/d)``: below 1, and near 1 wherever
             most directions are flat, as in every large network. Above 1 the loss falls away from the anchor.
         step_size: ``ε (nβ λ_max + γ)`` where measured; SGLD is unstable at 4 and visibly biased at 1.
+        steps: Share of the steps that the curvature of this anchor asks for, where a cap on them was met.
     """
 
     above_anchor: Bounds = (None, 2.0)
@@ -49,6 +50,7 @@ class Thresholds:
     below_anchor: Bounds = (0.05, 0.5)
     prior_bound: Bounds = (1.1, None)
     step_size: Bounds = (0.5, 1.5)
+    steps: Bounds = (1.0, 0.1)
 
     def __post_init__(self) -> None:
         """Refuse what is no pair of bounds."""
@@ -62,7 +64,7 @@ class Thresholds:
                 )
 
 
-SMALL_IS_BAD = frozenset({"above_anchor", "snr"})
+SMALL_IS_BAD = frozenset({"above_anchor", "snr", "steps"})
 
 
 def judge(values: Mapping[str, float], dead_chains: Mapping[int, int], thresholds: Thresholds) -> Health:

@@ -108,6 +108,7 @@ def run_chains(
             dimension=posterior.dimension,
             share_batches=config.share_batches and config.batch_size < len(snapshot.data),
             stability=settings.stability,
+            steps=settings.steps,
             device=posterior.anchor_row.device,
         )
         accumulators = {e.name: e.start(run) for e in estimators}

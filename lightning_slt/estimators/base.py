@@ -25,6 +25,7 @@ class Run:
         dimension: Number d of free coordinates.
         share_batches: Whether chains use the same minibatches.
         stability: ``ε (nβ λ_max + γ)`` where it was measured, else NaN.
+        steps: Share of the steps that the curvature asks for.
         device: Where the draws are.
     """
 
@@ -35,6 +36,7 @@ class Run:
     dimension: int
     share_batches: bool = False
     stability: float = float("nan")
+    steps: float = 1.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 

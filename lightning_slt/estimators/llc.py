@@ -92,7 +92,7 @@ class _LLCAccumulator(Accumulator):
             "finite": float(num_dead),
             "drift_to_noise": _mean_measured(self.drift_to_noise.values.cpu()[alive]),
             "prior_bound": _mean_measured(measured[:, measured.shape[1] // 2 :]) / reach,
-            **({"step_size": run.stability} if math.isfinite(run.stability) else {}),
+            **({"step_size": run.stability, "steps": run.steps} if math.isfinite(run.stability) else {}),
             "ess_bulk": float(ess_bulk(live)) if enough else math.nan,
             "anchor_loss": float(self.anchor.values.cpu()[alive].mean()) if len(live) else math.nan,
         }
