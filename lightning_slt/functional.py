@@ -149,6 +149,17 @@ class ModuleLoss:
         """Where the weights are."""
         return next(iter(self.weights.values())).device
 
+    @property
+    def buffers(self) -> Params:
+        """The copies of the buffers, as they were."""
+        return self._pristine
+
+    def set_buffers(self, buffers: Params) -> None:
+        """Evaluate with other buffers, of the same names and shapes."""
+        for name, value in buffers.items():
+            self._pristine[name].copy_(value)
+        self._reset_buffers()
+
     def _reset_buffers(self) -> None:
         for name, value in self._pristine.items():
             self._buffers[name] = value.clone()

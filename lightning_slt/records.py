@@ -2,21 +2,24 @@
 
 One folder ``slt_records`` beside the logs holds one file ``<name>.jsonl`` per monitor: a line per reading, JSON, with
 step, epoch, time, settings, and every estimate chain by chain. A number that does not exist is ``null`` in the file and
-NaN in memory. Large arrays (traces) and anchors lie beside it as safetensors.
+NaN in memory. Large arrays (traces) and anchors lie beside it as safetensors. A further run that logs to the same
+folder gets a file of its own, ``<name>.1.jsonl``; a resumed one goes on in the file of the run.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +27,7 @@ from lightning_slt.types import Estimate, Health, Params
 
 FOLDER = "slt_records"
 FORMAT = 1
+_INFINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,7 @@ class Reading:
         settings: Sampler, nβ, γ, resolution, counts and what was calibrated.
         estimates: ``{component: {key: Estimate}}``; empty where the reading failed.
         failure: Why it failed, or None.
+        anchor: File with the weights that were sampled around, where the monitor saved them.
     """
 
     name: str
@@ -55,6 +60,10 @@ class Reading:
     settings: Mapping[str, Any]
     estimates: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     failure: str | None = None
+    anchor: Path | None = None
+
+
+_PLAIN_FIELDS = tuple(f for f in Reading.__dataclass_fields__ if f not in ("estimates", "anchor"))
 
 
 class RecordWriter:
@@ -63,45 +72,60 @@ class RecordWriter:
     Args:
         run_dir: Folder of the logs.
         name: The monitor's; a slash becomes a sub-folder.
+        resume: File of the same name to go on with, as :attr:`file` gave it; None for a file of this run's own.
     """
 
-    def __init__(self, run_dir: str | Path, name: str) -> None:
+    def __init__(self, run_dir: str | Path, name: str, *, resume: str | None = None) -> None:
         """Make the folder; end a line that an earlier run left unfinished."""
-        self.path = Path(run_dir) / FOLDER / f"{name}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size:
+        folder = (Path(run_dir) / FOLDER / f"{name}.jsonl").parent
+        folder.mkdir(parents=True, exist_ok=True)
+        last = Path(name).name
+        mine = [f for f in (resume,) if f and Path(f).name == f and f.startswith(f"{last}.") and (folder / f).exists()]
+        self.path = folder / mine[0] if mine else _free_path(folder, last)
+        if mine and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
             with self.path.open("ab") as file:
                 file.write(b"\n")
 
-    def write(self, reading: Reading) -> None:
-        """Append one reading, with its traces beside the file where it has any."""
+    @property
+    def file(self) -> str:
+        """Name of the file, for a resumed run to go on with."""
+        return self.path.name
+
+    def write(self, reading: Reading, *, anchor: Params | None = None) -> None:
+        """Append one reading, with its traces and its anchor beside the file where there are any.
+
+        Args:
+            reading: What to append.
+            anchor: Weights around which it sampled.
+        """
         row = _encode(reading)
-        arrays = {
-            f"{component}/{key}/{trace}": values.contiguous()
+        traces = {
+            f"{component}/{key}/{trace}": values
             for component, estimates in reading.estimates.items()
             for key, estimate in estimates.items()
             for trace, values in estimate.traces.items()
         }
-        if arrays:
-            row["arrays"] = f"{self.path.stem}/traces-{reading.index:06d}.safetensors"
-            self._save(arrays, row["arrays"])
+        for entry, tensors in (("traces", traces), ("anchor", anchor)):
+            if tensors:
+                row[entry] = f"{self.path.stem}/{entry}-{reading.index:06d}.safetensors"
+                self._save(tensors, row[entry])
         with self.path.open("ab") as file:
             file.write((json.dumps(row, allow_nan=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
-
-    def write_anchor(self, weights: Params, reading_index: int) -> None:
-        """Save the weights that a reading sampled around."""
-        contiguous = {name: value.contiguous().cpu() for name, value in weights.items()}
-        self._save(contiguous, f"{self.path.stem}/anchor-{reading_index:06d}.safetensors")
 
     def _save(self, tensors: Params, relative: str) -> None:
         """Write beside, then rename: a file of that name is always whole."""
         target = self.path.parent / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
-        save_file(tensors, partial)
+        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, partial)
         partial.replace(target)
+
+
+def _free_path(folder: Path, name: str) -> Path:
+    numbered = (folder / (f"{name}.{k}.jsonl" if k else f"{name}.jsonl") for k in itertools.count())
+    return next(path for path in numbered if not path.exists())
 
 
 def load_records(run_dir: str | Path, *, name: str | None = None) -> list[Reading]:
@@ -127,32 +151,37 @@ def load_records(run_dir: str | Path, *, name: str | None = None) -> list[Readin
     files = sorted(Path(run_dir).rglob(f"{FOLDER}/**/*.jsonl"))
     if not files:
         raise FileNotFoundError(f"no {FOLDER}/*.jsonl below {run_dir}; give the folder that the logger wrote to")
-    readings = [reading for file in files for reading in _read(file)]
-    return [r for r in readings if name is None or r.name == name]
+    readings = [reading for file in files for reading in _read(file) if name is None or reading.name == name]
+    return sorted(readings, key=lambda reading: reading.time)
 
 
-def load_anchor(run_dir: str | Path, reading: Reading) -> Params:
+def load_anchor(reading: Reading) -> Params:
     """Weights around which a reading sampled, where the monitor saved them.
 
     Raises:
         FileNotFoundError: If it did not (``snapshots=True`` does).
     """
-    pattern = f"{FOLDER}/**/{Path(reading.name).name}/anchor-{reading.index:06d}.safetensors"
-    for path in Path(run_dir).rglob(pattern):
-        return load_file(path)
-    raise FileNotFoundError(
-        f"no anchor of reading {reading.index} below {run_dir}; monitors save it with snapshots=True"
-    )
+    if reading.anchor is None:
+        raise FileNotFoundError(
+            f"reading {reading.index} of {reading.name!r} has no anchor; monitors save it with snapshots=True"
+        )
+    return load_file(reading.anchor)
 
 
-def _read(file: Path) -> Iterator[Reading]:
+def _read(file: Path) -> list[Reading]:
+    """A run that was resumed from an earlier step makes readings again: the later ones stand."""
+    readings: list[Reading] = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         try:
-            yield _decode(json.loads(line), file.parent)
-        except (ValueError, KeyError, TypeError) as error:
+            reading = _decode(json.loads(line), file.parent)
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             warnings.warn(f"{file}:{number} is no reading and is left out ({error})", stacklevel=3)
+            continue
+        readings = [r for r in readings if r.index < reading.index]
+        readings.append(reading)
+    return readings
 
 
 def _encode(reading: Reading) -> dict[str, Any]:
@@ -160,7 +189,7 @@ def _encode(reading: Reading) -> dict[str, Any]:
         component: {key: _encode_estimate(estimate) for key, estimate in by_key.items()}
         for component, by_key in reading.estimates.items()
     }
-    row = {f: getattr(reading, f) for f in Reading.__dataclass_fields__ if f != "estimates"}
+    row = {name: getattr(reading, name) for name in _PLAIN_FIELDS}
     encoded: dict[str, Any] = _plain({"format": FORMAT, **row, "estimates": estimates})
     return encoded
 
@@ -181,7 +210,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+        return None if math.isnan(value) else str(value)
     return value
 
 
@@ -192,28 +221,34 @@ def _number(value: Any) -> float:
 def _decode(row: Mapping[str, Any], folder: Path) -> Reading:
     if row["format"] != FORMAT:
         raise ValueError(f"format {row['format']}, this version reads {FORMAT}")
-    arrays = _load_arrays(folder, row.get("arrays"))
+    traces, anchor = _inside(folder, row.get("traces")), _inside(folder, row.get("anchor"))
+    arrays = load_file(traces) if traces else {}
     estimates = {
         component: {
             key: _decode_estimate(encoded, _below(arrays, f"{component}/{key}/")) for key, encoded in by_key.items()
         }
         for component, by_key in row["estimates"].items()
     }
-    known = {f: row[f] for f in Reading.__dataclass_fields__ if f != "estimates"}
-    return Reading(**{**known, "overhead": _number(row["overhead"])}, estimates=estimates)
+    known = {name: row[name] for name in _PLAIN_FIELDS}
+    settings = {
+        key: _INFINITE.get(value, value) if isinstance(value, str) else value for key, value in row["settings"].items()
+    }
+    known |= {"overhead": _number(row["overhead"]), "settings": settings}
+    return Reading(**known, estimates=estimates, anchor=anchor)
 
 
 def _below(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def _load_arrays(folder: Path, relative: str | None) -> dict[str, Tensor]:
+def _inside(folder: Path, relative: str | None) -> Path | None:
+    """A file that a line names, where it exists; never one outside the records."""
     if relative is None:
-        return {}
+        return None
     path = (folder / relative).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise ValueError(f"its arrays lie outside the records: {relative}")
-    return load_file(path) if path.exists() else {}
+    return path if path.exists() else None
 
 
 def _decode_estimate(row: Mapping[str, Any], traces: Mapping[str, Tensor]) -> Estimate:

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -114,6 +115,22 @@ class Watch(pl.Callback):
         self.metrics.append({k: float(v) for k, v in shown.items() if not k.startswith("slt/")})
 
 
+class Trajectory(pl.Callback):
+    """The weights after every optimizer step."""
+
+    def __init__(self) -> None:
+        self.weights: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.note(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.note(trainer, pl_module)
+
+    def note(self, trainer: Any, pl_module: Any) -> None:
+        self.weights.setdefault(trainer.global_step, copied(dict(pl_module.named_parameters())))
+
+
 def copied(value: Any) -> Any:
     """A copy of tensors in any nesting that later steps do not reach."""
     if isinstance(value, Tensor):
@@ -144,7 +161,17 @@ class Footprint:
     def differences(self, other: Footprint) -> list[str]:
         """Where two runs differ, bit by bit; empty where they do not."""
         found: list[str] = []
-        for name in ("weights", "optimizers", "schedulers", "python", "numpy", "torch", "modes", "logged", "attributes"):
+        for name in (
+            "weights",
+            "optimizers",
+            "schedulers",
+            "python",
+            "numpy",
+            "torch",
+            "modes",
+            "logged",
+            "attributes",
+        ):
             compare(getattr(self, name), getattr(other, name), name, found)
         for name in ("batches", "outputs", "gradients", "metrics"):
             compare(getattr(self.watch, name), getattr(other.watch, name), name, found)
@@ -189,7 +216,7 @@ def trainer_for(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
         "accelerator": "cpu",
         "devices": 1,
         "logger": False,
-        "enable_checkpointing": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "log_every_n_steps": 1,

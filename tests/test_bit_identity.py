@@ -198,7 +198,9 @@ def test_error_inside_a_reading() -> None:
     assert math.isnan(watched.monitor_rows[2][1]["slt/full/llc/mean"])
 
 
-@pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode:lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Found . module.s. in eval mode:lightning.pytorch.utilities.warnings.PossibleUserWarning"
+)
 def test_frozen_batchnorm() -> None:
     class Frozen(Classifier):
         def __init__(self) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
-from torchmetrics import Metric
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_slt.calibration import Settings
+from lightning_slt.callbacks.peers import Peers
+from lightning_slt.callbacks.resume import freeze, thaw
 from lightning_slt.callbacks.schedule import Budget
+from lightning_slt.components import FULL
 from lightning_slt.plan import FailedReadingError, OnFailure, Results, report_failures
 from lightning_slt.reading import Anchor, Reader, Request
 from lightning_slt.records import Reading, RecordWriter
@@ -25,7 +26,6 @@ from lightning_slt.reporting.progress import reading_progress
 from lightning_slt.reporting.scalars import missing, scalars
 from lightning_slt.reporting.tables import describe_settings, settings_table
 from lightning_slt.reporting.tensorboard import write_text
-from lightning_slt.samplers import SGLD
 from lightning_slt.types import Batch
 
 
@@ -59,60 +59,74 @@ class LiveReadings:
     ) -> None:
         """Prepare the readings; raises where nothing can be read."""
         self.trainer, self.name, self.budget, self.on_failure = trainer, name, budget, on_failure
-        self.index = 0
+        self.index, self._began_at = 0, trainer.global_step
         self.last: dict[str, float] = {}
         self.snapshots = snapshots
-        self._records = None if log_dir is None or not trainer.is_global_zero else RecordWriter(log_dir, name)
+        self._log_dir = log_dir if trainer.is_global_zero else None
+        self._records: RecordWriter | None = None
+        self._resume_records: str | None = None
         self._settings_shown: dict[str, Any] | None = None
+        self.peers = Peers(trainer)
         source = trainer.train_dataloader if source is None else source
         self.reader = Reader(
             request, module, source, to_device=_mover(trainer, module), context=evaluation_context(trainer)
         )
         self.keys = {component: [e.name for e in request.estimators] for component in self.reader.components}
-        self._to_callback_metrics(missing(name, self.keys))
+        self._to_callback_metrics({**missing(name, self.keys), f"{name}/overhead": math.nan})
 
     def set_aside(self, step: int) -> Anchor:
         """Copy the present weights for a reading now or later."""
-        return self.reader.set_aside(step=step, global_step=self.trainer.global_step, epoch=self.trainer.current_epoch)
+        with self.budget.charged():
+            return self.reader.set_aside(
+                step=step, global_step=self.trainer.global_step, epoch=self.trainer.current_epoch
+            )
 
     def prepare(self, anchor: Anchor) -> None:
         """Calibrate and, where the budget needs it, predict what a reading will cost."""
-        self.reader.calibrate(anchor)
+        self.peers.share_buffers(anchor.module_loss)
+        self.reader.settings = self.peers.agree_on(self.reader.calibrate(anchor))
         if self.budget.share is not None and self.budget.cost is None:
             self.budget.cost = self.reader.predict_cost(anchor)
 
-    def read(self, anchor: Anchor, *, first: bool = False) -> None:
+    def read(self, anchor: Anchor, *, must_work: bool = False) -> None:
         """Make one reading, log it and record it. Errors are flagged unless the user wants them raised.
 
         Args:
             anchor: What to read.
-            first: Before the first training step every error raises.
+            must_work: Every error raises, as before the first training step.
         """
-        began = time.perf_counter()
-        settings, results, failure = None, {}, None
-        try:
-            settings = self.reader.settings_at(anchor)
-            results = self._run(anchor, settings)
-        except Exception as error:  # any error of user code: training must go on
-            if first or self.on_failure == "raise":
-                raise
-            failure = f"{type(error).__name__}: {error}"
-            warnings.warn(f"{self.name}: the reading at step {anchor.step} failed: {failure}", stacklevel=2)
-        self.budget.pay(time.perf_counter() - began, reading=failure is None)
-        self._report(anchor, settings, results, failure, time.perf_counter() - began)
+        began = self.budget.clock()
+        settings: Settings | None = None
+        results: dict[str, Results] = {}
+        failure: str | None = None
+        with self.budget.charged():
+            try:
+                settings, results = self._try(anchor)
+            except Exception as error:  # any error of user code: training must go on
+                if must_work or self.on_failure == "raise":
+                    raise
+                failure = f"{type(error).__name__}: {error}"
+                warnings.warn(f"{self.name}: the reading at step {anchor.step} failed: {failure}", stacklevel=2)
+        duration = self.budget.clock() - began
+        self.budget.cost = self.budget.cost if failure else duration
+        with self.budget.charged():
+            self._report(anchor, settings, results, failure, duration)
         try:
             report_failures(results, self.on_failure)
         except FailedReadingError as error:
             raise FailedReadingError(f"{self.name} at step {anchor.step}: {error}") from None
 
-    def _run(self, anchor: Anchor, settings: Settings) -> dict[str, Results]:
-        strategy = self.trainer.strategy
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        chains = range(settings.sampling.num_chains)[rank::world]
-        reduce = (lambda states: _add_up(strategy, states)) if world > 1 else None
-        total = self.reader.chain_steps(settings, chains)
-        with reading_progress(self.trainer, f"{self.name} at step {anchor.step}", total) as on_step:
-            return self.reader.read(anchor, settings, chains=chains, reduce=reduce, on_step=on_step)
+    def _try(self, anchor: Anchor) -> tuple[Settings, dict[str, Results]]:
+        """All processes come to the end of a reading together, or all give it up."""
+        with self.peers.together():
+            self.peers.share_buffers(anchor.module_loss)
+            settings = self.peers.agree_on(self.reader.settings_at(anchor))
+            chains = self.peers.share_of(settings.sampling.num_chains)
+            total = self.reader.chain_steps(settings, chains)
+            with reading_progress(self.trainer, f"{self.name} at step {anchor.step}", total) as on_step:
+                return settings, self.reader.read(
+                    anchor, settings, chains=chains, reduce=self.peers.add_up, on_step=on_step
+                )
 
     def _report(
         self,
@@ -123,7 +137,8 @@ class LiveReadings:
         duration: float,
     ) -> None:
         values = missing(self.name, self.keys) if failure else scalars(self.name, results)
-        values[f"{self.name}/overhead"] = self.budget.overhead
+        overhead = self.peers.from_first(self.budget.overhead)
+        values[f"{self.name}/overhead"] = overhead if self.trainer.global_step > self._began_at else math.nan
         for logger in self.trainer.loggers:
             logger.log_metrics(values, anchor.step)
         self._to_callback_metrics(values)
@@ -132,32 +147,32 @@ class LiveReadings:
         if described and constants != self._settings_shown:
             self._settings_shown = constants
             write_text(self.trainer.loggers, f"{self.name}/settings", settings_table(described), anchor.step)
-        if self._records is not None:
-            reading = Reading(
-                name=self.name,
-                index=self.index,
-                step=anchor.step,
-                global_step=anchor.global_step,
-                epoch=anchor.epoch,
-                time=time.time(),
-                duration=duration,
-                overhead=self.budget.overhead,
-                settings=described,
-                estimates=results,
-                failure=failure,
-            )
-            self._write(self._records, reading, anchor)
+        reading = Reading(
+            name=self.name,
+            index=self.index,
+            step=anchor.step,
+            global_step=anchor.global_step,
+            epoch=anchor.epoch,
+            time=time.time(),
+            duration=duration,
+            overhead=overhead,
+            settings=described,
+            estimates=results,
+            failure=failure,
+        )
+        self._record(reading, anchor)
         self.index += 1
 
     def _describe(self, settings: Settings) -> dict[str, Any]:
         data = self.reader.data
         return {**describe_settings(settings), "samples": f"{len(data)} of {data.total}"}
 
-    def _write(self, records: RecordWriter, reading: Reading, anchor: Anchor) -> None:
+    def _record(self, reading: Reading, anchor: Anchor) -> None:
+        if self._log_dir is None:
+            return
         try:
-            records.write(reading)
-            if self.snapshots:
-                records.write_anchor(anchor.module_loss.weights, reading.index)
+            self._records = self._records or RecordWriter(self._log_dir, self.name, resume=self._resume_records)
+            self._records.write(reading, anchor=anchor.module_loss.weights if self.snapshots else None)
         except OSError as error:
             warnings.warn(f"{self.name}: the reading at step {reading.step} was not recorded: {error}", stacklevel=2)
 
@@ -168,8 +183,9 @@ class LiveReadings:
                 self.last[tag] = value
         shown = {tag: torch.tensor(self.last[tag]) for tag in values}
         self.trainer.callback_metrics.update(shown)
-        means = {tag: float(v) for tag, v in shown.items() if tag.endswith("/mean") and "/full/" in tag}
-        self.trainer.progress_bar_metrics.update({tag.split("/")[-2].upper(): v for tag, v in means.items()})
+        for key in self.keys.get(FULL, ()):
+            label = key.upper() if self.name == "slt" else f"{self.name} {key.upper()}"
+            self.trainer.progress_bar_metrics[label] = self.last[f"{self.name}/{FULL}/{key}/mean"]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values that let a resumed run go on with the same posterior."""
@@ -179,15 +195,17 @@ class LiveReadings:
             "spent": self.budget.spent,
             "elapsed": self.budget.elapsed,
             "cost": self.budget.cost,
-            "settings": _freeze(self.reader.settings),
+            "settings": freeze(self.reader.settings),
+            "records": self._resume_records if self._records is None else self._records.file,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.index, self.last = state["index"], dict(state["last"])
+        self.index, self._resume_records = state["index"], state["records"]
+        self.last.update({tag: value for tag, value in state["last"].items() if tag in self.last})
         self.budget.resume(spent=state["spent"], elapsed=state["elapsed"], cost=state["cost"])
-        self.reader.settings = _thaw(state["settings"], self.reader)
-        self._to_callback_metrics({tag: value for tag, value in self.last.items()})
+        self.reader.settings = thaw(state["settings"], self.reader)
+        self._to_callback_metrics(dict(self.last))
 
 
 def evaluation_context(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[Any]]:
@@ -204,47 +222,19 @@ def _mover(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[Batch],
     return lambda batch: trainer.strategy.batch_to_device(batch, module.device)
 
 
-def _add_up(strategy: Any, metrics: Sequence[Metric]) -> None:
-    """Sum statistics over processes; every process filled the rows of its own chains."""
-    for metric in metrics:
-        for name in metric._defaults:
-            setattr(metric, name, strategy.reduce(getattr(metric, name), reduce_op="sum"))
-
-
-def _freeze(settings: Settings | None) -> dict[str, Any] | None:
-    if settings is None:
-        return None
-    return {
-        "step_size": settings.sampler.step_size,
-        "nbeta": settings.nbeta,
-        "localization": settings.localization,
-        "num_burnin": settings.sampling.num_burnin,
-        "curvature": settings.curvature,
-        "stability": settings.stability,
-        "calibrated": list(settings.calibrated),
-    }
-
-
-def _thaw(state: Mapping[str, Any] | None, reader: Reader) -> Settings | None:
-    """Settings of the earlier part of the run; what the user gives now wins over what was found then."""
-    if state is None:
-        return None
-    request = reader.request
-    burnin = reader.sampling.num_burnin
-    return Settings(
-        sampler=request.sampler or SGLD(step_size=state["step_size"]),
-        nbeta=state["nbeta"] if request.nbeta is None else request.nbeta,
-        localization=state["localization"] if request.localization is None else request.localization,
-        sampling=replace(reader.sampling, num_burnin=state["num_burnin"] if burnin is None else burnin),
-        curvature=state["curvature"],
-        stability=state["stability"],
-        calibrated=tuple(state["calibrated"]),
-    )
-
-
 def record_dir(trainer: pl.Trainer) -> str | None:
     """Where records go: beside the logs, or the Trainer's root folder. A collective call; None under fast_dev_run."""
-    folder = trainer.log_dir
+    folder = trainer.log_dir or trainer.default_root_dir
     if getattr(trainer, "fast_dev_run", False):
         return None
-    return str(Path(folder or trainer.default_root_dir))
+    if "://" in str(folder):
+        rank_zero_warn(f"no records are kept beside {folder}: it is no local folder")
+        return None
+    return str(folder)
+
+
+def agreed(trainer: pl.Trainer, budget: Budget) -> bool:
+    """Whether rank 0's budget affords a reading, on every rank."""
+    if budget.share is None or trainer.world_size == 1:
+        return budget.affords()
+    return bool(trainer.strategy.broadcast(budget.affords()))

@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from lightning_slt.callbacks.live import LiveReadings, record_dir
-from lightning_slt.callbacks.schedule import Budget, LogSteps, Schedule
+from lightning_slt.callbacks.checks import check_name, check_names, check_settings
+from lightning_slt.callbacks.live import LiveReadings, agreed, record_dir
+from lightning_slt.callbacks.schedule import Budget, LogSteps, Schedule, StepAxis
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.data import source_parts
 from lightning_slt.estimators.base import Estimator
@@ -27,6 +27,9 @@ from lightning_slt.types import LossFn
 
 DEFAULT_READINGS = 25
 """About how many readings a run of known length gets where no schedule is given."""
+
+UNKNOWN_LENGTH = 1000
+"""Steps between readings where neither the run nor its epochs have a known length."""
 
 
 class SLTMonitor(Callback):
@@ -50,7 +53,7 @@ class SLTMonitor(Callback):
         train_time_interval: Time between readings.
         at_steps: Explicit optimizer steps; ``LogSteps(first, last, count)`` for log-spaced ones.
         at_checkpoints: Also read the weights of every checkpoint that is saved in training.
-        at_end: A last reading when the fit ends.
+        at_end: A last reading when the fit ends, whatever the budget.
         max_overhead: Largest share of reading time over training time, such as 0.1: readings that the run cannot
             pay for yet are put off (the first one) or left out.
         name: First part of all tags; two monitors of one Trainer need two names.
@@ -104,9 +107,15 @@ class SLTMonitor(Callback):
             train_time_interval=train_time_interval,
             at_steps=() if at_steps is None else tuple(at_steps),
         )
-        _check_arguments(self)
+        self._schedule, self._clock = self.schedule, time.perf_counter
+        check_name(name)
+        check_settings(nbeta=nbeta, localization=localization, sampler=sampler, sampling=self.sampling)
+        check_on_failure(on_failure)
+        Budget(max_overhead)
         self._live: LiveReadings | None = None
-        self._pending: list[Anchor] = []
+        self._steps = StepAxis()
+        self._first: Anchor | None = None
+        self._at_checkpoint: Anchor | None = None
         self._restored: dict[str, Any] = {}
         self._looked = 0
         self._last_step = -1
@@ -118,13 +127,14 @@ class SLTMonitor(Callback):
         return self.name
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what can be known to fail."""
+        """Refuse what can be known to fail; forget an earlier fit by another Trainer."""
         if stage == "fit":
-            _check_names(trainer)
+            check_names([c.name for c in trainer.callbacks if isinstance(c, SLTMonitor)])  # type: ignore[attr-defined]
             derive_loss(pl_module, self.loss_fn)
             resolve_components(pl_module, self.components)
             if self.data is not None:
                 source_parts(self.data)
+            self._restored = self._restored if trainer.global_step else {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepare, and read the weights that training starts from."""
@@ -133,8 +143,9 @@ class SLTMonitor(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Read what a checkpoint set aside."""
-        self._read_pending(trainer)
+        """Read what waits: the first weights, or those of a checkpoint."""
+        self._read_waiting(trainer)
+        self._steps.batch_begins(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -144,18 +155,22 @@ class SLTMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read where an epoch is due."""
-        if self.should_read(trainer, epoch=trainer.current_epoch):
+        if self._agreed(trainer, self.should_read(trainer, epoch=trainer.current_epoch)):
             self._read_now(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read what is left, and the last weights where asked for."""
+        """Read what waits, and the last weights where asked for."""
         self._finish(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Keep the state, and drop everything that holds on to the Trainer."""
+        self._release()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Set the weights aside; sampling here would run inside tuners and exception handlers."""
-        if self.at_checkpoints and self._live is not None and trainer.training:
+        if self.at_checkpoints and self._live is not None and not trainer.sanity_checking:
             self._set_aside(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,49 +192,51 @@ class SLTMonitor(Callback):
             epoch: Epoch just ended, counted from 0, when asked there.
         """
         if epoch is not None:
-            return self.schedule.due_at_epoch(epoch)
+            return self._schedule.due_at_epoch(epoch)
         assert step is not None
-        return self.schedule.due_at_step(self._looked, step, since=time.monotonic() - self._last_time)
+        return self._schedule.due_at_step(self._looked, step, since=self._clock() - self._last_time)
 
     def _begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         fast = bool(getattr(trainer, "fast_dev_run", False))
-        budget = Budget(None if fast else self.max_overhead)
-        began = time.perf_counter()
-        self._live = LiveReadings(
-            trainer,
-            module,
-            name=self.name,
-            request=self._request(fast=fast),
-            source=self.data,
-            budget=budget,
-            on_failure=self.on_failure,
-            snapshots=self.snapshots,
-            log_dir=record_dir(trainer),
-        )
-        self._fill_schedule(trainer)
-        if self._restored:
-            self._live.load_state_dict(self._restored)
-            self._last_step = self._restored["last_step"]
-        self._looked = trainer.global_step
-        write_layout(trainer.loggers, _layouts(trainer, self))
-        first = self._live.set_aside(_steps_logged(trainer))
-        self._live.prepare(first)
-        budget.pay(time.perf_counter() - began, reading=False)
+        budget = Budget(None if fast else self.max_overhead, clock=self._clock)
+        self._first = self._at_checkpoint = None
+        self._schedule = Schedule() if fast else self._full_schedule(trainer)
+        with budget.charged():
+            self._live = LiveReadings(
+                trainer,
+                module,
+                name=self.name,
+                request=self._request(fast=fast),
+                source=self.data,
+                budget=budget,
+                on_failure=self.on_failure,
+                snapshots=self.snapshots,
+                log_dir=record_dir(trainer),
+            )
+            self._last_step = self._restored.get("last_step", -1)
+            if self._restored:
+                self._live.load_state_dict(self._restored)
+            self._looked, self._last_time = trainer.global_step, self._clock()
+            self._steps.batch_begins(trainer)
+            write_layout(trainer.loggers, _layouts(trainer))
+            first = self._live.set_aside(self._steps.now(trainer))
+            self._live.prepare(first)
         if first.step != self._last_step:
-            self._pending.append(first)
-            self._read_pending(trainer, first=True)
+            self._first = first
+            self._read_waiting(trainer, training=False)
 
-    def _fill_schedule(self, trainer: pl.Trainer) -> None:
-        """Without a schedule: every step that the budget affords, or a fixed number of readings over the run."""
+    def _full_schedule(self, trainer: pl.Trainer) -> Schedule:
+        """The user's, or: every step that the budget affords, or a fixed number of readings over the run."""
         if not self.schedule.empty or self.at_checkpoints:
-            return
-        total = trainer.estimated_stepping_batches
+            return self.schedule
         if self.max_overhead is not None:
-            self.schedule = replace(self.schedule, every_n_train_steps=1)
-        elif total == float("inf"):
-            self.schedule = replace(self.schedule, every_n_epochs=1)
-        else:
-            self.schedule = replace(self.schedule, every_n_train_steps=max(1, int(total) // DEFAULT_READINGS))
+            return Schedule(every_n_train_steps=1)
+        total = trainer.estimated_stepping_batches
+        if 0 < total < float("inf"):
+            return Schedule(every_n_train_steps=max(1, int(total) // DEFAULT_READINGS))
+        if trainer.num_training_batches < float("inf"):
+            return Schedule(every_n_epochs=1)
+        return Schedule(every_n_train_steps=UNKNOWN_LENGTH)
 
     def _request(self, *, fast: bool) -> Request:
         minimal = replace(self.sampling, num_chains=2, num_draws=4, num_burnin=1, thinning=1)
@@ -234,77 +251,64 @@ class SLTMonitor(Callback):
         )
 
     def _after_step(self, trainer: pl.Trainer) -> None:
-        self._read_pending(trainer)
+        self._read_waiting(trainer)
         step = trainer.global_step
-        due = step != self._looked and _agreed(trainer, self.should_read(trainer, step=step))
+        due = step != self._looked and self._agreed(trainer, self.should_read(trainer, step=step))
         self._looked = step
         if due:
-            self._read_now(trainer, stepped=1)
+            self._read_now(trainer)
 
-    def _read_now(self, trainer: pl.Trainer, *, stepped: int = 0) -> None:
-        """Read the present weights if the budget affords it; ``stepped`` counts the batch that is just ending."""
-        step = _steps_logged(trainer) + stepped
-        if self._live is None or step == self._last_step or self._pending:
+    def _read_now(self, trainer: pl.Trainer) -> None:
+        """Read the present weights if the budget affords it."""
+        step = self._steps.now(trainer)
+        if self._live is None or step == self._last_step or self._first is not None:
             return
-        if _agreed(trainer, self._live.budget.affords()):
+        if agreed(trainer, self._live.budget):
             self._read(self._live.set_aside(step))
 
     def _set_aside(self, trainer: pl.Trainer) -> None:
         assert self._live is not None
-        step = self._live.trainer.fit_loop.epoch_loop._batches_that_stepped
-        if step != self._last_step and all(a.step != step for a in self._pending):
-            self._pending.append(self._live.set_aside(step))
+        step = self._steps.now(trainer)
+        if step != self._last_step and (self._first is None or step != self._first.step):
+            self._at_checkpoint = self._live.set_aside(step)
 
-    def _read_pending(self, trainer: pl.Trainer, *, first: bool = False) -> None:
-        while self._pending and self._live is not None and _agreed(trainer, self._live.budget.affords()):
-            self._read(self._pending.pop(0), first=first)
+    def _read_waiting(self, trainer: pl.Trainer, *, training: bool = True) -> None:
+        """The first weights wait until the budget affords them; those of a checkpoint do not."""
+        if self._live is None:
+            return
+        if self._first is not None and agreed(trainer, self._live.budget):
+            first, self._first = self._first, None
+            self._read(first, must_work=not training)
+        waiting, self._at_checkpoint = self._at_checkpoint, None
+        if waiting is None or waiting.step == self._last_step or self._first is not None:
+            return
+        if agreed(trainer, self._live.budget):
+            self._read(waiting)
 
-    def _read(self, anchor: Anchor, *, first: bool = False) -> None:
+    def _read(self, anchor: Anchor, *, must_work: bool = False) -> None:
         assert self._live is not None
-        self._last_step, self._last_time = anchor.step, time.monotonic()
-        self._live.read(anchor, first=first)
+        self._last_step, self._last_time = anchor.step, self._clock()
+        self._live.read(anchor, must_work=must_work)
 
     def _finish(self, trainer: pl.Trainer) -> None:
-        self._read_pending(trainer)
-        if self._live is not None and self.at_end and _steps_logged(trainer) != self._last_step:
-            self._read(self._live.set_aside(_steps_logged(trainer)))
+        self._read_waiting(trainer)
+        step = self._steps.now(trainer)
+        if self._live is not None and self.at_end and step != self._last_step:
+            self._read(self._live.set_aside(step))
+        self._release()
+
+    def _release(self) -> None:
         self._restored = self.state_dict()
-        self._live, self._pending = None, []
+        self._live = self._first = self._at_checkpoint = None
+
+    def _agreed(self, trainer: pl.Trainer, due: bool) -> bool:
+        """Rank 0's decision, on every rank, where ranks could come to different ones."""
+        own = type(self).should_read is not SLTMonitor.should_read
+        alike = not own and self._schedule.train_time_interval is None
+        return due if alike or trainer.world_size == 1 else bool(trainer.strategy.broadcast(due))
 
 
-def _check_arguments(monitor: SLTMonitor) -> None:
-    if not monitor.name or not isinstance(monitor.name, str) or ".." in monitor.name:
-        raise ValueError(f"name must be a non-empty string that can begin a tag, got {monitor.name!r}")
-    for key in ("nbeta", "localization"):
-        value = getattr(monitor, key)
-        if value is not None and not (0 <= value < float("inf")):
-            raise ValueError(f"{key} must be a finite number, zero or more, or None to be found, got {value}")
-    if monitor.sampler is not None and not isinstance(monitor.sampler, Sampler):
-        raise TypeError(f"sampler must be a sampler such as SGLD(step_size=1e-4), got {monitor.sampler!r}")
-    if monitor.sampling.num_chains < 2:
-        raise ValueError("a monitor needs at least two chains for an error bar; write SamplingConfig(num_chains=4)")
-    check_on_failure(monitor.on_failure)
-    Budget(monitor.max_overhead)
-
-
-def _check_names(trainer: pl.Trainer) -> None:
-    names = [c.name for c in trainer.callbacks if isinstance(c, SLTMonitor)]  # type: ignore[attr-defined]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise MisconfigurationException(f"two monitors are called {twice[0]!r}; give one of them another name=")
-
-
-def _layouts(trainer: pl.Trainer, me: SLTMonitor) -> dict[str, dict[str, list[str]]]:
+def _layouts(trainer: pl.Trainer) -> dict[str, dict[str, list[str]]]:
     """Charts of every monitor that is ready, so that the last one to start writes them all."""
-    monitors = [c for c in trainer.callbacks if isinstance(c, SLTMonitor) and c._live is not None]  # type: ignore[attr-defined]
+    monitors = [c for c in trainer.callbacks if isinstance(c, SLTMonitor)]  # type: ignore[attr-defined]
     return {m.name: m._live.keys for m in monitors if m._live is not None}
-
-
-def _steps_logged(trainer: pl.Trainer) -> int:
-    """The x axis of the loggers, which keeps apart what several optimizers count together."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-
-def _agreed(trainer: pl.Trainer, decision: bool) -> bool:
-    """Rank 0's decision, on every rank."""
-    return decision if trainer.world_size == 1 else bool(trainer.strategy.broadcast(decision))

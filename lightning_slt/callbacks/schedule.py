@@ -1,11 +1,14 @@
-"""When readings are due: Lightning's own intervals, explicit and log-spaced steps, and a budget."""
+"""When readings are due: Lightning's own intervals, explicit and log-spaced steps, a budget, and the x axis."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+
+import lightning.pytorch as pl
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,31 @@ class Schedule:
         return self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0
 
 
+class StepAxis:
+    """Where the present weights belong on the x axis of Lightning's loggers.
+
+    Lightning counts batches that stepped the optimizer, and counts a batch after its hooks and after the validation
+    that follows it. Between the optimizer's step and the count the weights already belong to the next mark.
+    """
+
+    def __init__(self) -> None:
+        """Before any batch."""
+        self._began = (0, 0)
+
+    def batch_begins(self, trainer: pl.Trainer) -> None:
+        """Remember the counts before a batch."""
+        self._began = self._counts(trainer)
+
+    def now(self, trainer: pl.Trainer) -> int:
+        """The mark of the present weights: the loss that training logs there next is the loss of these weights."""
+        steps, counted = self._counts(trainer)
+        moved = steps > self._began[0] and counted == self._began[1]
+        return counted + moved
+
+    def _counts(self, trainer: pl.Trainer) -> tuple[int, int]:
+        return trainer.global_step, int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 class Budget:
     """Keeps reading time over training time at or below a share, by skipping readings that it cannot yet pay for.
 
@@ -106,10 +134,7 @@ class Budget:
         self.elapsed_before = 0.0
         self.cost: float | None = None
         self._began = clock()
-
-    def begin(self) -> None:
-        """The fit starts now."""
-        self._began = self.clock()
+        self._charging = False
 
     def resume(self, *, spent: float, elapsed: float, cost: float | None) -> None:
         """Go on from an earlier part of the run."""
@@ -133,8 +158,14 @@ class Budget:
         training = self.elapsed - self.spent
         return self.spent + (self.cost or 0.0) <= self.share * training
 
-    def pay(self, seconds: float, *, reading: bool) -> None:
-        """Book time; a reading's also predicts the next one's."""
-        self.spent += seconds
-        if reading:
-            self.cost = seconds
+    @contextmanager
+    def charged(self) -> Iterator[None]:
+        """Book the time that passes inside as reading time, once where these nest, also after an exception."""
+        outermost, self._charging = not self._charging, True
+        began = self.clock()
+        try:
+            yield
+        finally:
+            if outermost:
+                self._charging = False
+                self.spent += self.clock() - began

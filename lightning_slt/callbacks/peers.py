@@ -1,0 +1,96 @@
+"""Several processes make one reading: each runs its own chains, and all come to its end together or give it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+import lightning.pytorch as pl
+from torchmetrics import Metric
+
+from lightning_slt.calibration import Settings
+from lightning_slt.functional import ModuleLoss
+
+T = TypeVar("T")
+
+
+class PeerFailedError(RuntimeError):
+    """A reading that another process could not make."""
+
+
+class Peers:
+    """The processes of a Trainer. With a single process every method is free.
+
+    An error in one process alone would leave the others waiting for it in their next collective call. So each of
+    these calls is preceded by an agreement that all are well, and who fails takes part in one more, to say so.
+
+    Args:
+        trainer: Whose processes.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        """Look up the rank."""
+        self.strategy, self.rank, self.world = trainer.strategy, trainer.global_rank, trainer.world_size
+
+    def share_of(self, num_chains: int) -> Sequence[int]:
+        """The chains of this process."""
+        return range(num_chains)[self.rank :: self.world]
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        return value if self.world == 1 else self.strategy.broadcast(value)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise what this process raises inside; raise :class:`PeerFailedError` where another one did."""
+        try:
+            yield
+            self._agree(well=True)
+        except PeerFailedError:
+            raise
+        except Exception:  # whatever it is, the others have to hear of it
+            if self.world > 1:
+                self.strategy.reduce_boolean_decision(False)
+            raise
+
+    def share_buffers(self, loss: ModuleLoss) -> None:
+        """Rank 0's buffers, which are those that training goes on with (batch normalization)."""
+        if self.world > 1:
+            self._agree(well=True)
+            loss.set_buffers(self.strategy.broadcast({name: b.cpu() for name, b in loss.buffers.items()}))
+
+    def agree_on(self, settings: Settings) -> Settings:
+        """Rank 0's numbers: measured curvatures may differ in the last bit between devices."""
+        if self.world == 1:
+            return settings
+        self._agree(well=True)
+        sampling = settings.sampling
+        step_size, burnin, thinning, constants = self.strategy.broadcast(
+            (
+                settings.sampler.step_size,
+                sampling.num_burnin,
+                sampling.thinning,
+                {k: getattr(settings, k) for k in ("nbeta", "localization", "curvature", "stability")},
+            )
+        )
+        return replace(
+            settings,
+            sampler=replace(settings.sampler, step_size=step_size),
+            sampling=replace(sampling, num_burnin=burnin, thinning=thinning),
+            **constants,
+        )
+
+    def add_up(self, metrics: Sequence[Metric]) -> None:
+        """Sum statistics over processes; every process filled the rows of its own chains."""
+        if self.world == 1:
+            return
+        self._agree(well=True)
+        for metric in metrics:
+            for name in metric._defaults:
+                setattr(metric, name, self.strategy.reduce(getattr(metric, name), reduce_op="sum"))
+
+    def _agree(self, *, well: bool) -> None:
+        if self.world > 1 and not self.strategy.reduce_boolean_decision(well):
+            raise PeerFailedError("another process failed in this reading; its own message says why")
