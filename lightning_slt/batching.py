@@ -84,6 +84,21 @@ class _ChainConvolution(torch.autograd.Function):
         return torch.stack([convolve(x, w, b) for x, w, b in zip(*columns, strict=True)]), 0
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    options = (dropout_p, is_causal, scale, enable_gqa)
+    output: Tensor = _ChainAttention.apply(query, key, value, attn_mask, options)  # type: ignore[no-untyped-call]
+    return output
+
+
 class _ChainAttention(torch.autograd.Function):
     """Only ever reached under ``vmap``, whose rule hands the folded tensors to the ordinary function."""
 
