@@ -3,6 +3,10 @@ r"""Forward and backward passes of many chains: together under ``torch.vmap``, o
 Both routes see the same positions and give the same numbers up to float32 rounding. The backward pass runs once, on
 the sum of the chains' losses, outside ``vmap``: the gradient of that sum with respect to the stacked weights holds
 every chain's own gradient, and the backward of batched operations is cheaper than a transformed backward.
+
+The vectorized route gives a chain the same bits whatever the number of chains beside it, from two on, with one
+exception: a matrix times a vector that all chains have in common (spectral norm; a frozen layer with one output) is
+folded into one product, whose last bit depends on the chain's place in it.
 """
 
 from __future__ import annotations
