@@ -117,6 +117,7 @@ class SLTMonitor(Callback):
         self._first: Anchor | None = None
         self._at_checkpoint: Anchor | None = None
         self._restored: dict[str, Any] = {}
+        self._resuming = False
         self._looked = 0
         self._last_step = -1
         self._last_time = 0.0
@@ -144,8 +145,9 @@ class SLTMonitor(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Read what waits: the first weights, or those of a checkpoint."""
-        self._read_waiting(trainer)
         self._steps.batch_begins(trainer)
+        self._take_up(trainer)
+        self._read_waiting(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -221,9 +223,17 @@ class SLTMonitor(Callback):
             write_layout(trainer.loggers, _layouts(trainer))
             first = self._live.set_aside(self._steps.now(trainer))
             self._live.prepare(first)
-        if first.step != self._last_step:
+        self._resuming = trainer.global_step > 0
+        if not self._resuming:
             self._first = first
             self._read_waiting(trainer, training=False)
+
+    def _take_up(self, trainer: pl.Trainer) -> None:
+        """Where a run resumes, Lightning sets its count of batches right only after ``on_train_start``."""
+        resuming, self._resuming = self._resuming, False
+        step = self._steps.now(trainer)
+        if resuming and self._live is not None and step != self._last_step:
+            self._first = self._live.set_aside(step)
 
     def _full_schedule(self, trainer: pl.Trainer) -> Schedule:
         """The user's, or: every step that the budget affords, or a fixed number of readings over the run."""
