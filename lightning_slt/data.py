@@ -7,21 +7,25 @@ Minibatches come without replacement, reshuffled each epoch, one stream per chai
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 from lightning_slt.seeding import generator
+from lightning_slt.sources import Collate, copy_dataset, source_parts
 from lightning_slt.types import Batch
 
 MEMORY_LIMIT = 2**30
 """Bytes of samples kept; of a larger data set a random subset is used, and said."""
+
+LOOKED_AT = 4096
+"""Samples that are collated alone, to see whether all have the same shape."""
 
 
 class ChainBatch(NamedTuple):
@@ -129,17 +133,23 @@ def load_data(
     columns = _plain_tensors(dataset) if collate is default_collate else None
     if columns is None:
         dataset = copy_dataset(dataset)
-    size = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(collate([dataset[0]])) if isinstance(t, Tensor))
-    keep = _subset(total, max(1, memory_limit // max(size, 1)), seed)
+    keep = _subset(total, max(1, memory_limit // _num_bytes(dataset[0], collate)), seed)
     if columns is None:
         samples: Sequence[Any] = [dataset[i] for i in keep.tolist()]
-        whole = prepare(samples)
     else:
-        kept = [column[keep] for column in columns]
-        samples, whole = _Rows(kept), to_device(kept)
-    if _sliceable(whole, samples, prepare, seed):
-        return SamplingData((), prepare, whole, len(samples), total)
-    return SamplingData(samples, prepare, None, len(samples), total)
+        samples = _Rows([column[keep] for column in columns])
+    whole = _whole(samples, prepare, seed)
+    return SamplingData(samples if whole is None else (), prepare, whole, len(samples), total)
+
+
+class _Prepare:
+    """Collates samples and moves the batch."""
+
+    def __init__(self, collate: Collate, to_device: Callable[[Batch], Batch]) -> None:
+        self.collate, self.to_device = collate, to_device
+
+    def __call__(self, samples: Sequence[Any]) -> Batch:
+        return self.to_device(self.collate(list(samples)))
 
 
 class _Rows(Sequence[Any]):
@@ -189,79 +199,6 @@ class Streams:
         return rows[0] if self.shared else torch.stack(rows)
 
 
-def source_parts(source: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
-    """Data set and collate function of whatever a user calls data; nothing is fetched.
-
-    Raises:
-        TypeError: See :func:`load_data`.
-    """
-    if isinstance(source, DataLoader):
-        if source.batch_sampler is None:
-            raise TypeError("the DataLoader does not batch single samples (batch_size=None); pass data= a Dataset")
-        dataset, collate = source.dataset, source.collate_fn
-    elif isinstance(source, Mapping) and source:
-        named = {name: source_parts(part) for name, part in source.items()}
-        return _SideBySide({n: p[0] for n, p in named.items()}), _CollateParts({n: p[1] for n, p in named.items()})
-    elif isinstance(source, list | tuple) and source and all(isinstance(s, DataLoader | Dataset) for s in source):
-        parts = [source_parts(part) for part in source]
-        return _SideBySide([p[0] for p in parts]), _CollateParts([p[1] for p in parts])
-    else:
-        dataset, collate = source, default_collate
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"{type(dataset).__name__} is a stream without a length and cannot be sampled by index; "
-            "pass data= a map-style Dataset (or a list of samples), for instance the first thousand of the stream"
-        )
-    return dataset, collate
-
-
-def copy_dataset(dataset: Any) -> Any:
-    """A deep copy, so that random state inside the data set is not advanced.
-
-    Raises:
-        TypeError: If it cannot be copied.
-    """
-    try:
-        return copy.deepcopy(dataset)
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
-        raise TypeError(
-            f"{type(dataset).__name__} cannot be copied ({error}), and reading from it directly could change training; "
-            "pass data= a data set of its own for the readings, such as a list of samples"
-        ) from error
-
-
-class _Prepare:
-    def __init__(self, collate: Callable[[list[Any]], Batch], to_device: Callable[[Batch], Batch]) -> None:
-        self.collate, self.to_device = collate, to_device
-
-    def __call__(self, samples: Sequence[Any]) -> Batch:
-        return self.to_device(self.collate(list(samples)))
-
-
-class _SideBySide:
-    """Several data sets read in step, the shorter ones starting over, as Lightning's combined loaders do."""
-
-    def __init__(self, parts: Any) -> None:
-        self.parts = parts
-        self.keys = list(parts) if isinstance(parts, Mapping) else list(range(len(parts)))
-
-    def __len__(self) -> int:
-        return max(len(self.parts[k]) for k in self.keys)
-
-    def __getitem__(self, index: int) -> Any:
-        return {k: self.parts[k][index % len(self.parts[k])] for k in self.keys}
-
-
-class _CollateParts:
-    def __init__(self, collates: Any) -> None:
-        self.collates = collates
-
-    def __call__(self, samples: list[Any]) -> Batch:
-        if isinstance(self.collates, Mapping):
-            return {k: collate([s[k] for s in samples]) for k, collate in self.collates.items()}
-        return [collate([s[k] for s in samples]) for k, collate in enumerate(self.collates)]
-
-
 def _subset(total: int, limit: int, seed: int) -> Tensor:
     if total <= limit:
         return torch.arange(total)
@@ -278,18 +215,50 @@ def _plain_tensors(dataset: Any) -> list[Tensor] | None:
     return None
 
 
-def _sliceable(whole: Batch, samples: Sequence[Any], prepare: Callable[[Sequence[Any]], Batch], seed: int) -> bool:
-    """Whether taking rows of the whole equals collating those samples, tried on two random handfuls."""
-    if any(isinstance(x, Tensor) and (not x.ndim or len(x) != len(samples)) for x in pytree.tree_leaves(whole)):
-        return False
+def _num_bytes(sample: Any, collate: Collate) -> int:
+    """Of the arrays in one sample, or of what it is collated to where it has none (an image to be decoded, say)."""
+    arrays = [leaf for leaf in pytree.tree_leaves(sample) if isinstance(leaf, Tensor | np.ndarray)]
+    return max(1, sum(a.nbytes for a in arrays or _tensors(collate([sample]))))
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _whole(samples: Sequence[Any], prepare: _Prepare, seed: int) -> Batch | None:
+    """All samples as one batch, where taking its rows equals collating those samples; None where it does not.
+
+    A collate function may pad to the longest sample, sort, or mix samples. Shapes of single samples are compared, as
+    one longer sample among many would not show in a random handful, then the content of two handfuls.
+    """
+    if isinstance(samples, _Rows):
+        whole = prepare.to_device(samples.columns)
+    elif prepare.collate is not default_collate and not _alike(samples, prepare.collate):
+        return None
+    else:
+        whole = prepare(samples)
+    if any(not t.ndim or len(t) != len(samples) for t in _tensors(whole)):
+        return None
     g = generator(seed, "sliceable")
     for size in (1, min(5, len(samples))):
         index = torch.randperm(len(samples), generator=g)[:size]
         ours, spec = pytree.tree_flatten(_take(whole, index))
         theirs, other = pytree.tree_flatten(prepare([samples[i] for i in index.tolist()]))
         if spec != other or not all(_same(a, b) for a, b in zip(ours, theirs, strict=True)):
+            return None
+    return whole
+
+
+def _alike(samples: Sequence[Any], collate: Callable[[list[Any]], Batch]) -> bool:
+    """Whether each sample, collated alone, gives tensors of the same shapes with one row."""
+    try:
+        first = [t.shape for t in _tensors(collate([samples[0]]))]
+        if any(not shape or shape[0] != 1 for shape in first):
             return False
-    return True
+        looked_at = range(0, len(samples), max(1, len(samples) // LOOKED_AT))
+        return all([t.shape for t in _tensors(collate([samples[i]]))] == first for i in looked_at)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):  # it cannot collate a single sample
+        return False
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from lightning_slt.calibration import Settings, calibrate_relative
 from lightning_slt.components import Component, resolve_components
-from lightning_slt.data import ChainBatch, SamplingData, Streams, load_data, source_parts
+from lightning_slt.data import ChainBatch, SamplingData, Streams, load_data
 from lightning_slt.estimators.base import Estimator, Run
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
@@ -22,6 +22,7 @@ from lightning_slt.preflight import anchor_losses, check_response, choose_route,
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig, sample
 from lightning_slt.seeding import derive_seed
+from lightning_slt.sources import source_parts
 from lightning_slt.types import FunctionalLoss, LossFn, is_amount
 
 Results = dict[str, Any]

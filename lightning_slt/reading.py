@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_slt.calibration import Curvature, Settings, calibrate_relative, curvatures, follow_curvature
 from lightning_slt.components import Component, resolve_components
-from lightning_slt.data import SamplingData, load_data, source_parts
+from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators.base import Estimator
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
@@ -23,6 +23,7 @@ from lightning_slt.plan import Reduce, Results, Snapshot, prepare, run_chains, t
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig, sample
 from lightning_slt.seeding import derive_seed
+from lightning_slt.sources import source_parts
 from lightning_slt.types import Batch, LossFn
 
 MONITOR_CONDITION = 1.0

@@ -15,7 +15,6 @@ from lightning_slt.callbacks.checks import check_name, check_names, check_settin
 from lightning_slt.callbacks.live import LiveReadings, agreed, record_dir
 from lightning_slt.callbacks.schedule import Budget, LogSteps, Schedule, StepAxis
 from lightning_slt.components import Component, resolve_components
-from lightning_slt.data import source_parts
 from lightning_slt.estimators.base import Estimator
 from lightning_slt.functional import derive_loss
 from lightning_slt.plan import OnFailure, check_estimators, check_on_failure
@@ -23,6 +22,7 @@ from lightning_slt.reading import Anchor, Request
 from lightning_slt.reporting.tensorboard import write_layout
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig
+from lightning_slt.sources import source_parts
 from lightning_slt.types import LossFn
 
 DEFAULT_READINGS = 25
