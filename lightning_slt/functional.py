@@ -65,7 +65,8 @@ def training_step_loss(module: nn.Module, batch: Batch) -> Tensor:
     """
     step: Callable[..., Any] = module.training_step  # type: ignore[assignment]
     function = getattr(step, "__func__", step)
-    output = step(batch, **_batch_index(function, bound=function is not step))
+    index, named = _batch_index(function, bound=function is not step)
+    output = step(batch, *index, **named)
     loss = output.get("loss") if isinstance(output, Mapping) else output
     if not isinstance(loss, Tensor):
         raise TypeError(
@@ -76,13 +77,16 @@ def training_step_loss(module: nn.Module, batch: Batch) -> Tensor:
 
 
 @cache
-def _batch_index(step: Callable[..., Any], *, bound: bool) -> dict[str, int]:
-    """What ``training_step`` takes besides the batch, by name; cached, because signatures are slow to read."""
-    parameters = list(inspect.signature(step).parameters.values())[bound:]
-    if any(p.name == "dataloader_iter" for p in parameters):
+def _batch_index(step: Callable[..., Any], *, bound: bool) -> tuple[tuple[int, ...], dict[str, int]]:
+    """What ``training_step`` takes besides the batch, as Lightning would pass it; signatures are slow to read."""
+    parameters = inspect.signature(step).parameters
+    if "dataloader_iter" in parameters:
         raise TypeError(f"training_step takes dataloader_iter, so it has no loss of one batch; {HOW_TO_WRITE_A_LOSS}")
-    named = [p.name for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return dict.fromkeys(["batch_idx"] if "batch_idx" in named else named[:1], 0)
+    kinds = [p.kind for p in parameters.values()]
+    places = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
+    if places - bound > 1 or inspect.Parameter.VAR_POSITIONAL in kinds:
+        return (0,), {}
+    return (), {"batch_idx": 0} if "batch_idx" in parameters else {}
 
 
 class ModuleLoss:
