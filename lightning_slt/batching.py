@@ -1,8 +1,9 @@
-r"""How two operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
+r"""How three operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
 
 Attention has a fused CPU kernel without a batching rule: the chain axis is folded into the batch. Convolutions become
 one grouped convolution, whose rounding changes with the number of groups: on the CPU they run chain by chain, which is
-as fast and makes the bits of a chain independent of its company.
+as fast and makes the bits of a chain independent of its company. A linear layer becomes one product with the bias in it;
+for plain ``[sample, feature]`` inputs it is the one whose weight gradient comes out in the order of the weight.
 """
 
 from __future__ import annotations
@@ -19,17 +20,54 @@ _CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.c
 
 
 class ChainRules(TorchFunctionMode):
-    """Inside, attention and convolutions under ``torch.vmap`` follow the rules of this file."""
+    """Inside, linear layers, attention and convolutions under ``torch.vmap`` follow the rules of this file."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Divert the two, pass everything else on."""
+        """Divert the three, pass everything else on."""
+        if func is F.linear:
+            return _linear(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
         if func in _CONVOLUTIONS:
             return _convolution(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    output: Tensor = _ChainLinear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _ChainLinear(torch.autograd.Function):
+    """``x Wᵀ + b`` of every chain in one batched product."""
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return F.linear(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, int]:
+        def stack(tensor: Tensor, dim: int | None) -> Tensor:
+            return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+        x, w = stack(input, in_dims[0]), stack(weight, in_dims[1])
+        if in_dims[1] is None and in_dims[2] is None:
+            with torch._C.DisableTorchFunction():
+                return F.linear(x, weight, bias), 0
+        b = torch.zeros_like(w[:, :, 0]) if bias is None else stack(bias, in_dims[2])
+        if x.ndim == 3:
+            return torch.baddbmm(b[:, :, None], w, x.transpose(1, 2)).transpose(1, 2), 0
+        flat = x.reshape(info.batch_size, -1, x.shape[-1])
+        return torch.baddbmm(b[:, None, :], flat, w.transpose(1, 2)).view(*x.shape[:-1], -1), 0
 
 
 def _convolution(

@@ -233,7 +233,9 @@ def leading_curvature(
         vector = vector / vector.norm()
         delta = _reach(posterior.nbeta, value)
         passes = route(posterior, torch.cat([row + delta * vector, row - delta * vector]))
-        gradient = sum((passes.loss_and_gradient(b)[1] for b in batches), torch.zeros_like(passes.position))
+        gradient = torch.zeros_like(passes.position)
+        for batch in batches:
+            passes.loss_and_gradient(batch)[1].add_to(gradient, scale=1.0)
         product = (gradient[:1] - gradient[1:]) / (2 * delta * len(batches))
         value = float(product.norm())
         if not math.isfinite(value) or value == 0:

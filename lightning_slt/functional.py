@@ -100,7 +100,6 @@ class ModuleLoss:
         module: The network.
         loss_fn: See :func:`derive_loss`.
         context: Makes the context of each evaluation, such as the Trainer's autocast.
-        stochastic: Whether the loss draws random numbers; then each evaluation starts from the same seed.
     """
 
     def __init__(
@@ -117,6 +116,8 @@ class ModuleLoss:
             name: self._copy(p) for name, p in module.named_parameters() if not isinstance(p, nn.UninitializedParameter)
         }
         self._bound = _Bound(module)
+        self._names = {n: f"module.{n}" for n, _ in _named_tensors(module)}
+        self._tied = len(self._names) < len(_named_tensors(module, remove_duplicate=False))
         self._buffers = {name: self._copy(b) for name, b in module.named_buffers()}
         self._pristine = {name: b.clone() for name, b in self._buffers.items()}
         self._context = context
@@ -140,8 +141,8 @@ class ModuleLoss:
         with self._context():
             if torch.is_autocast_enabled(self.device.type):
                 torch.clear_autocast_cache()  # the cache goes by identity, and the sampler moves weights in place
-            bound = {f"module.{name}": value for name, value in tensors.items()}
-            losses = functional_call(self._bound, bound, (self.loss_fn, batch))
+            bound = {self._names[name]: value for name, value in tensors.items()}
+            losses = functional_call(self._bound, bound, (self.loss_fn, batch), tie_weights=self._tied)
         if versions != [b._version for b in self._buffers.values()]:
             self._reset_buffers()
         if not isinstance(losses, Tensor):
@@ -167,6 +168,13 @@ class ModuleLoss:
     def _reset_buffers(self) -> None:
         for name, value in self._pristine.items():
             self._buffers[name] = value.clone()
+
+
+def _named_tensors(module: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, Tensor]]:
+    return [
+        *module.named_parameters(remove_duplicate=remove_duplicate),
+        *module.named_buffers(remove_duplicate=remove_duplicate),
+    ]
 
 
 class _Bound(nn.Module):

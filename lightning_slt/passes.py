@@ -12,7 +12,7 @@ folded into one product, whose last bit depends on the chain's place in it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.func import vmap
 
 from lightning_slt.batching import ChainRules
 from lightning_slt.data import ChainBatch
-from lightning_slt.posterior import LocalPosterior
+from lightning_slt.posterior import Gradient, LocalPosterior, Part
 from lightning_slt.types import FunctionalLoss, Params
 
 
@@ -43,8 +43,8 @@ class Passes(ABC):
                 view = posterior.anchor[leaf.name].detach().repeat(len(position), *([1] * len(leaf.shape)))
             self.leaves[leaf.name] = view.requires_grad_()
 
-    def loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]:
-        """Mean minibatch loss ``[chain]`` in nats and its gradient ``[chain, coordinate]``."""
+    def loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
+        """Mean minibatch loss of each chain ``[chain]`` in nats, and its gradient."""
         with torch.enable_grad():
             self._fill_masked()
             return self._loss_and_gradient(batch)
@@ -68,8 +68,12 @@ class Passes(ABC):
                     rows = self.leaves[leaf.name].view(len(self.position), -1)
                     rows[:, leaf.moving] = self.position[:, leaf.start : leaf.stop]
 
+    def _parts(self, chains: slice, gradients: Sequence[Tensor | None]) -> tuple[Part, ...]:
+        pairs = zip(self.posterior.leaves, gradients, strict=True)
+        return tuple(Part(chains, leaf, g) for leaf, g in pairs if g is not None)
+
     @abstractmethod
-    def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]: ...
+    def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]: ...
 
     @abstractmethod
     def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor: ...
@@ -78,23 +82,24 @@ class Passes(ABC):
 class VectorizedPasses(Passes):
     """All chains at once."""
 
-    def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]:
+    def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
         loss = self._losses(self.posterior.loss, batch, mean=True)
         gradients = torch.autograd.grad(loss.sum(), list(self.leaves.values()), allow_unused=True)
-        return loss.detach(), self.posterior.flatten(_named(self.leaves, gradients))
+        return loss.detach(), Gradient(self._parts(slice(None), gradients), self.position)
 
     def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
         if batch.ragged:
             raise RuntimeError("minibatches of different chains have different shapes and cannot be stacked")
 
-        def one_chain(weights: Params, leaves: Sequence[Tensor]) -> Tensor:
-            losses = loss(weights, batch.spec(leaves))
+        names = tuple(self.leaves)
+
+        def one_chain(weights: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
+            losses = loss(dict(zip(names, weights, strict=True)), batch.spec(leaves))
             return losses.mean() if mean else losses
 
         with ChainRules():
-            return vmap(one_chain, in_dims=(0, None if batch.shared else 0), randomness="same")(
-                self.leaves, batch.leaves
-            )
+            run = vmap(one_chain, in_dims=(0, None if batch.shared else 0), randomness="same")
+            return run(tuple(self.leaves.values()), batch.leaves)
 
 
 class SequentialPasses(Passes):
@@ -107,15 +112,17 @@ class SequentialPasses(Passes):
             weights = {name: leaf[0].detach().requires_grad_() for name, leaf in self.leaves.items()}
             return self.posterior.loss(weights, batch.of_chain(0)).requires_grad
 
-    def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Tensor]:
-        losses, rows = [], []
+    def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
+        losses: list[Tensor] = []
+        parts: list[Part] = []
         for chain in range(len(self.position)):
             weights = {name: leaf[chain].detach().requires_grad_() for name, leaf in self.leaves.items()}
             loss = self.posterior.loss(weights, batch.of_chain(chain)).mean()
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            rows.append(self.posterior.flatten({k: g[None] for k, g in _named(weights, gradients).items()}))
+            stacked = [None if g is None else g[None] for g in gradients]
+            parts += self._parts(slice(chain, chain + 1), stacked)
             losses.append(loss.detach())
-        return torch.stack(losses), torch.cat(rows)
+        return torch.stack(losses), Gradient(tuple(parts), self.position)
 
     def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
         rows = []
@@ -123,9 +130,3 @@ class SequentialPasses(Passes):
             losses = loss({name: leaf[chain] for name, leaf in self.leaves.items()}, batch.of_chain(chain))
             rows.append(losses.mean() if mean else losses)
         return torch.stack(rows)
-
-
-def _named(leaves: Mapping[str, Tensor], gradients: Sequence[Tensor | None]) -> Params:
-    """Gradients by name; weights that the loss does not use have gradient zero."""
-    pairs = zip(leaves.items(), gradients, strict=True)
-    return {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in pairs}

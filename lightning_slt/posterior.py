@@ -28,6 +28,45 @@ class Leaf(NamedTuple):
     """Flat indices of the elements that move, or None where all of them do."""
 
 
+class Part(NamedTuple):
+    """Gradient of some chains with respect to one leaf ``[chain, *shape]``."""
+
+    chains: slice
+    leaf: Leaf
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Gradient of each chain's loss, leaf by leaf as the backward pass leaves it.
+
+    Laying it out in rows costs as much as a sampler's whole step, so that only those who need rows ask for them.
+
+    Attributes:
+        parts: What there is; a leaf that the loss does not use is left out, and its gradient is zero.
+        like: Free coordinates that it belongs to ``[chain, coordinate]``.
+    """
+
+    parts: tuple[Part, ...]
+    like: Tensor
+
+    def add_to(self, rows: Tensor, *, scale: float) -> None:
+        """``rows += scale · gradient`` in place; rows are ``[chain, coordinate]``."""
+        for chains, leaf, values in self.parts:
+            target = rows[chains, leaf.start : leaf.stop]
+            if leaf.moving is None:
+                target.view(values.shape).add_(values, alpha=scale)
+            else:
+                target.add_(values.flatten(1)[:, leaf.moving], alpha=scale)
+
+    @property
+    def rows(self) -> Tensor:
+        """The gradient as rows ``[chain, coordinate]``."""
+        rows = torch.zeros_like(self.like)
+        self.add_to(rows, scale=1.0)
+        return rows
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocalPosterior:
     r"""Loss, anchor and the two constants that define ``p(w)``.
@@ -106,14 +145,11 @@ class LocalPosterior:
         """
         return self.nbeta * loss + self.localization / 2 * (position - self.anchor_row).square().sum(1)
 
-    def gradient(self, position: Tensor, loss_gradient: Tensor) -> Tensor:
-        r"""``∇U(w) = nβ ∇L(w) + γ (w − w*)``, all ``[chain, coordinate]``."""
-        return self.nbeta * loss_gradient + self.localization * (position - self.anchor_row)
-
-    def flatten(self, leaves: Params) -> Tensor:
-        """Rows of free coordinates ``[chain, coordinate]`` from leaves ``[chain, *shape]``."""
-        stacked = [(leaf, leaves[leaf.name]) for leaf in self.leaves]
-        return torch.cat([_free(t.reshape(len(t), leaf.shape.numel()), leaf) for leaf, t in stacked], 1)
+    def gradient(self, position: Tensor, loss_gradient: Gradient) -> Tensor:
+        r"""``∇U(w) = nβ ∇L(w) + γ (w − w*)``, ``[chain, coordinate]``."""
+        force = (position - self.anchor_row).mul_(self.localization)
+        loss_gradient.add_to(force, scale=self.nbeta)
+        return force
 
 
 def _check_mask(name: str, mask: Tensor, anchor: Params) -> None:

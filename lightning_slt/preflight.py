@@ -214,11 +214,12 @@ def _why_not_vectorized(posterior: LocalPosterior, batch: ChainBatch, seed: int)
     if batch.ragged:
         return "minibatches of different chains have different shapes"
     rows, both = _anchor_and_neighbour(posterior, seed), _for_two(batch)
-    loss, gradient = SequentialPasses(posterior, rows).loss_and_gradient(both)
+    loss, one_by_one = SequentialPasses(posterior, rows).loss_and_gradient(both)
     try:
-        together, slopes = VectorizedPasses(posterior, rows).loss_and_gradient(both)
+        together, at_once = VectorizedPasses(posterior, rows).loss_and_gradient(both)
     except _REFUSALS as error:
         return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    gradient, slopes = one_by_one.rows, at_once.rows
     close = (together - loss).abs() <= 1e-2 * loss.abs() + 1e-4
     alike = (slopes - gradient).norm(dim=1) <= 5e-2 * gradient.norm(dim=1) + 1e-4
     finite = torch.isfinite(loss) & torch.isfinite(gradient).all(1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_slt.data import ChainBatch, SamplingData, Streams
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
-from lightning_slt.posterior import LocalPosterior
+from lightning_slt.posterior import Gradient, LocalPosterior
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.seeding import generator
 from lightning_slt.types import Draw, FunctionalLoss, Motion
@@ -158,7 +158,7 @@ class _Chunk:
         """Step t uses minibatch t at position t; positions 1 … num_steps may be draws, position 0 is the anchor."""
         config, total = self.config, self.config.num_steps
         state = self.sampler.init(self.position, self.noise.draw)
-        every = max(1, config.num_draws // 20)
+        every = max(1, config.num_draws // 4)
         for step in range(total + 1):
             batch = self._next_batch()
             index = _kept(step, config)
@@ -184,7 +184,7 @@ class _Chunk:
         step: int,
         batch: ChainBatch,
         loss: Tensor,
-        gradient: Tensor | None,
+        gradient: Gradient | None,
         probes: Mapping[str, ProbeData],
     ) -> Draw:
         alive = slice(0, len(self.chains))
@@ -214,7 +214,7 @@ class _Chunk:
     def _probe(self, probe: ProbeData) -> Tensor:
         return torch.cat([self.passes.losses(batch, probe.loss) for batch in probe.batches], 1)
 
-    def _motion(self, gradient: Tensor, alive: slice) -> Motion:
+    def _motion(self, gradient: Gradient, alive: slice) -> Motion:
         distance = (self.position - self.posterior.anchor_row).norm(dim=1)
         force = self.posterior.gradient(self.position, gradient)
         return Motion(distance=distance[alive], drift_to_noise=self.sampler.drift_to_noise(force)[alive])

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_slt.posterior import LocalPosterior
+from lightning_slt.posterior import Gradient, LocalPosterior
 from lightning_slt.types import is_amount
 
 State = dict[str, Any]
@@ -53,12 +53,12 @@ class Sampler(ABC):
         return {"position": position}
 
     @abstractmethod
-    def step(self, state: State, gradient: Tensor, noise: Callable[[], Tensor], posterior: LocalPosterior) -> State:
+    def step(self, state: State, gradient: Gradient, noise: Callable[[], Tensor], posterior: LocalPosterior) -> State:
         """Advance every chain by one step, in place.
 
         Args:
             state: From :meth:`init` or the last step.
-            gradient: Minibatch gradient of the mean loss at the position ``[chain, coordinate]``.
+            gradient: Minibatch gradient of the mean loss at the position; ``gradient.rows`` is ``[chain, coordinate]``.
             noise: As for :meth:`init`.
             posterior: Gives nβ, γ and the anchor.
 

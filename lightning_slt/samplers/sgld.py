@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_slt.posterior import LocalPosterior
+from lightning_slt.posterior import Gradient, LocalPosterior
 from lightning_slt.samplers.base import Sampler, State
 
 
@@ -31,11 +31,12 @@ class SGLD(Sampler):
     SGLD(step_size=0.0001, temperature=1.0)
     """
 
-    def step(self, state: State, gradient: Tensor, noise: Callable[[], Tensor], posterior: LocalPosterior) -> State:
+    def step(self, state: State, gradient: Gradient, noise: Callable[[], Tensor], posterior: LocalPosterior) -> State:
         """One step of every chain, in place; see the module's formula."""
         w, anchor = state["position"], posterior.anchor_row
         eps, nbeta, gamma = self.step_size, posterior.nbeta, posterior.localization
         # (γ/2)(w* − w) as an interpolation: one pass over memory, and exactly nothing at w = w*
-        w.lerp_(anchor, eps / 2 * gamma).sub_(gradient, alpha=eps / 2 * nbeta)
+        w.lerp_(anchor, eps / 2 * gamma)
+        gradient.add_to(w, scale=-eps / 2 * nbeta)
         w.add_(noise(), alpha=math.sqrt(eps * self.temperature))
         return state
