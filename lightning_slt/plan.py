@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torchmetrics import Metric
 
 from lightning_slt.calibration import Settings, calibrate_relative
 from lightning_slt.components import Component, resolve_components
@@ -23,11 +22,12 @@ from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig, sample
 from lightning_slt.seeding import derive_seed
 from lightning_slt.sources import source_parts
+from lightning_slt.statistics import States
 from lightning_slt.types import FunctionalLoss, LossFn, is_amount
 
 Results = dict[str, Any]
 OnFailure = Literal["warn", "raise"]
-Reduce = Callable[[Sequence[Metric]], None]
+Reduce = Callable[[States], None]
 
 
 class FailedReadingError(RuntimeError):

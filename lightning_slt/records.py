@@ -100,7 +100,7 @@ class RecordWriter:
         """
         row = _encode(reading)
         traces = {
-            f"{component}/{key}/{trace}": values
+            f"{component}/{key}/{trace}": values.clone()  # the file format refuses tensors that share memory
             for component, estimates in reading.estimates.items()
             for key, estimate in estimates.items()
             for trace, values in estimate.traces.items()

@@ -6,11 +6,21 @@ chains, so that states of several processes, or of parts of a run, merge by addi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+States = Sequence[Metric]
+"""Statistics that processes add up."""
+
+
+def map_states(states: States, function: Callable[[Tensor], Tensor]) -> None:
+    """Replace every state tensor by what a function makes of it, such as its sum over processes."""
+    for metric in states:
+        for name in metric._defaults:
+            setattr(metric, name, function(getattr(metric, name)))
 
 
 def statistics_device(device: torch.device) -> torch.device:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 import lightning.pytorch as pl
-from torchmetrics import Metric
 
 from lightning_slt.calibration import Settings
 from lightning_slt.functional import ModuleLoss
+from lightning_slt.statistics import States, map_states
 
 T = TypeVar("T")
 
@@ -82,14 +82,12 @@ class Peers:
             **constants,
         )
 
-    def add_up(self, metrics: Sequence[Metric]) -> None:
+    def add_up(self, states: States) -> None:
         """Sum statistics over processes; every process filled the rows of its own chains."""
         if self.world == 1:
             return
         self._agree(well=True)
-        for metric in metrics:
-            for name in metric._defaults:
-                setattr(metric, name, self.strategy.reduce(getattr(metric, name), reduce_op="sum"))
+        map_states(states, lambda state: self.strategy.reduce(state, reduce_op="sum"))
 
     def _agree(self, *, well: bool) -> None:
         if self.world > 1 and not self.strategy.reduce_boolean_decision(well):

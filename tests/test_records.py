@@ -1,0 +1,170 @@
+"""What readings leave on disk, and what is made of files that are broken."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import Classifier, Trajectory, blobs, few_draws, loader_of, seed_all, trainer_for
+
+import lightning_slt as slt
+from lightning_slt.records import RecordWriter
+from lightning_slt.types import Estimate, Health
+
+DEAD = Estimate(
+    mean=math.nan,
+    stderr=math.nan,
+    per_chain=torch.tensor([1.25, math.nan], dtype=torch.float64),
+    health=Health(
+        ok=False,
+        failed=("finite",),
+        warnings=("snr",),
+        values={"rhat": math.nan, "snr": math.inf, "spikes": -math.inf, "drift": 0.1},
+        dead_chains={1: 17},
+    ),
+    traces={"loss": torch.tensor([[1.0, 2.0], [3.0, math.nan]], dtype=torch.float64)},
+)
+READING = slt.Reading(
+    name="slt",
+    index=3,
+    step=7,
+    global_step=14,
+    epoch=2,
+    time=12.5,
+    duration=0.1 + 0.2,
+    overhead=math.inf,
+    settings={"nbeta": 1 / 3, "resolution": math.inf, "chunk_size": None, "sampler": "SGLD"},
+    estimates={"full": {"llc": DEAD}, "a.*": {"llc": DEAD}},
+)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Field by field and bit by bit, NaN equal to NaN."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, slt.Reading | slt.Estimate | slt.Health):
+        return all(equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+@pytest.mark.parametrize("reading", [READING, replace(READING, estimates={}, failure="ValueError: Größe\nline")])
+def test_round_trip(tmp_path: Path, reading: slt.Reading) -> None:
+    RecordWriter(tmp_path, "slt").write(reading)
+    (loaded,) = slt.load_records(tmp_path)
+    assert equal(loaded, reading)
+    row = json.loads((tmp_path / "slt_records" / "slt.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row["format"] == 1
+
+
+def test_round_trip_of_anchors(tmp_path: Path) -> None:
+    weights = {"w": torch.randn(3, 2).t(), "half": torch.randn(2).bfloat16(), "scalar": torch.tensor(2.0)}
+    writer = RecordWriter(tmp_path, "a/b")
+    writer.write(READING, anchor=weights)
+    writer.write(replace(READING, index=4))
+    first, second = slt.load_records(tmp_path)
+    loaded = slt.load_anchor(first)
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    with pytest.raises(
+        FileNotFoundError, match="reading 4 of 'slt' has no anchor; monitors save it with snapshots=True"
+    ):
+        slt.load_anchor(second)
+
+
+def write(folder: Path, count: int = 3) -> Path:
+    writer = RecordWriter(folder, "slt")
+    for index in range(count):
+        writer.write(replace(READING, index=index, step=index))
+    return writer.path
+
+
+def test_a_line_cut_short(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match=r"slt.jsonl:3 is no reading and is left out"):
+        assert [r.step for r in slt.load_records(tmp_path)] == [0, 1]
+    RecordWriter(tmp_path, "slt", resume="slt.jsonl").write(replace(READING, index=2, step=5))
+    with pytest.warns(UserWarning, match=r"slt.jsonl:3 is no reading"):
+        assert [r.step for r in slt.load_records(tmp_path)] == [0, 1, 5]
+
+
+def changed(**changes: Any) -> Any:
+    return lambda line: json.dumps({**json.loads(line), **changes})
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda line: "not json", "Expecting value"),
+        (lambda line: "[1, 2]", "list indices"),
+        (lambda line: "null", "NoneType"),
+        (lambda line: line.replace("per_chain", "chains"), "per_chain"),
+        (changed(format=2), "format 2, this version reads 1"),
+        (changed(estimates=[1]), "list"),
+        (changed(traces="../../secret.safetensors"), "outside the records"),
+        (changed(anchor="/etc/passwd"), "outside the records"),
+        (changed(traces="slt.jsonl"), ""),
+    ],
+)
+def test_broken_lines_are_left_out(tmp_path: Path, damage: Any, reason: str) -> None:
+    path = write(tmp_path)
+    (tmp_path / "secret.safetensors").write_bytes(b"")
+    lines = path.read_text().splitlines()
+    lines[1] = damage(lines[1])
+    path.write_text("\n".join([*lines, "", ""]))
+    with pytest.warns(UserWarning, match=rf"slt.jsonl:2 is no reading and is left out \(.*{reason}"):
+        assert [r.step for r in slt.load_records(tmp_path)] == [0, 2]
+
+
+def test_traces_that_are_gone(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    (reading,) = slt.load_records(tmp_path)
+    assert reading.estimates["full"]["llc"].traces == {}
+    assert reading.estimates["full"]["llc"].per_chain[0] == 1.25
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="give the folder that the logger wrote to"):
+        slt.load_records(tmp_path)
+
+
+def test_order_and_names(tmp_path: Path) -> None:
+    """Several monitors and versions, in the order of time."""
+    for time, (folder, name) in enumerate([("version_2", "a"), ("version_10", "b"), ("version_2", "b/c")]):
+        RecordWriter(tmp_path / folder, name).write(replace(READING, name=name, time=float(time)))
+    assert [r.name for r in slt.load_records(tmp_path)] == ["a", "b", "b/c"]
+    assert [r.time for r in slt.load_records(tmp_path, name="b")] == [1.0]
+
+
+def test_what_a_monitor_writes(elsewhere: Path) -> None:
+    """Traces give back the estimate; anchors are the weights at that step; nothing is left half written."""
+    seed_all(0)
+    trajectory = Trajectory()
+    trainer_for(few_draws(traces=True, snapshots=True), trajectory, max_epochs=2).fit(Classifier(), loader_of(blobs()))
+    readings = slt.load_records(elsewhere)
+    assert [r.index for r in readings] == [0, 1, 2, 3, 4]
+    for reading in readings:
+        estimate = reading.estimates["full"]["llc"]
+        assert estimate.traces["loss"].shape == (2, 4)
+        assert torch.equal(reading.settings["nbeta"] * estimate.traces["loss"].mean(1), estimate.per_chain)
+        anchor = slt.load_anchor(reading)
+        assert all(torch.equal(anchor[n], w) for n, w in trajectory.weights[reading.global_step].items())
+        assert reading.settings["samples"] == "32 of 32"
+        assert reading.duration > 0
+    assert not list(elsewhere.rglob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_written(elsewhere: Path) -> None:
+    """Training goes on."""
+    (elsewhere / "slt_records").write_text("in the way")
+    with pytest.warns(UserWarning, match="slt: the reading at step 0 was not recorded"):
+        trainer_for(few_draws(every_n_train_steps=50), max_epochs=1).fit(Classifier(), loader_of(blobs()))
