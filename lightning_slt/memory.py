@@ -131,14 +131,17 @@ def _attributes(value: Any) -> tuple[Undo | None, Iterable[Any]]:
     plain = isinstance(value, _PLAIN) or kind.__module__.partition(".")[0] not in _LIBRARIES
     if not plain or isinstance(value, type | types.ModuleType | Dataset):
         return None, ()
-    names = [n for c in kind.__mro__ for n in _slots(c) if hasattr(value, n)]
-    slots = {name: getattr(value, name) for name in names}
+    names = [name for c in kind.__mro__ for name in _slots(c)]
+    slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
     content = getattr(value, "__dict__", None)
     attributes = dict(content) if isinstance(content, dict) else {}
 
     def put_back() -> None:
-        for name, slot in slots.items():
-            object.__setattr__(value, name, slot)
+        for name in names:
+            if name in slots:
+                object.__setattr__(value, name, slots[name])
+            elif hasattr(value, name):
+                object.__delattr__(value, name)
         if isinstance(content, dict):
             _refill_pairs(content, list(attributes.items()), dict)
 
