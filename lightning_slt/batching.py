@@ -2,8 +2,8 @@ r"""How three operations run for many chains at once, where ``torch.vmap`` has n
 
 Attention has a fused CPU kernel without a batching rule: the chain axis is folded into the batch. Convolutions become
 one grouped convolution, whose rounding changes with the number of groups: on the CPU they run chain by chain, which is
-as fast and makes the bits of a chain independent of its company. A linear layer becomes one product with the bias in it;
-for plain ``[sample, feature]`` inputs it is the one whose weight gradient comes out in the order of the weight.
+as fast and makes the bits of a chain independent of its company. A linear layer becomes one product with the bias in
+it; for plain ``[sample, feature]`` inputs it is the one whose weight gradient comes out in the order of the weight.
 """
 
 from __future__ import annotations
