@@ -25,8 +25,8 @@ LARGE_PASS = 1_250_000
 """Bytes of activations that one chain keeps for its backward pass, above which running together gains nothing on a CPU.
 
 Measured on one thread: chains together cost 1.2 and 1.1 bare passes at 0.35 and 1.0 MB (perceptrons; 1.8 and more one
-after another), but 1.2 to 1.3 at 1.4 MB (convolutions) and 1.1 to 1.2 at 4.4 MB (a transformer), where one after another
-costs 1.0.
+after another), but 1.2 to 1.3 at 1.4 MB (convolutions) and 1.1 to 1.2 at 4.4 MB (a transformer), where one after
+another costs 1.0.
 """
 
 _REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)

@@ -1,0 +1,1 @@
+"""One contender a file, each with `build(problem, **options)`; run inside `benchmarks.chain_speed.worker` only."""
