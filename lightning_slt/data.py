@@ -36,7 +36,7 @@ class ChainBatch(NamedTuple):
         spec: How they nest, with everything that is no tensor.
         shared: Whether all chains use the same minibatch.
         indices: Which samples these are, ``[chain, sample]`` or ``[sample]`` where shared.
-        ragged: The batches one by one, where they do not stack.
+        ragged: The batches one by one, where they do not stack: shapes differ, or entries that are no tensors.
     """
 
     leaves: tuple[Tensor, ...]
@@ -97,7 +97,7 @@ class SamplingData:
             leaves, spec = _split(batches[0])
             return ChainBatch(leaves, spec, True, indices)
         split = [_split(b) for b in batches]
-        stackable = len({tuple(leaf.shape for leaf in leaves) for leaves, _ in split}) == 1
+        stackable = _stackable(batches)
         stacked = tuple(torch.stack(column) for column in zip(*(s[0] for s in split), strict=True)) if stackable else ()
         return ChainBatch(stacked, split[0][1], False, indices, () if stackable else tuple(batches))
 
@@ -140,6 +140,22 @@ def load_data(
         samples = _Rows([column[keep] for column in columns])
     whole = _whole(samples, prepare, seed)
     return SamplingData(samples if whole is None else (), prepare, whole, len(samples), total)
+
+
+def _stackable(batches: Sequence[Batch]) -> bool:
+    """Whether batches differ in the content of their tensors alone."""
+    first, spec = pytree.tree_flatten(batches[0])
+    for batch in batches[1:]:
+        leaves, other = pytree.tree_flatten(batch)
+        if spec != other or not all(_alike_leaves(a, b) for a, b in zip(first, leaves, strict=True)):
+            return False
+    return True
+
+
+def _alike_leaves(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype
+    return _same(a, b)
 
 
 class _Prepare:

@@ -89,7 +89,7 @@ class VectorizedPasses(Passes):
 
     def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
         if batch.ragged:
-            raise RuntimeError("minibatches of different chains have different shapes and cannot be stacked")
+            raise RuntimeError("minibatches of different chains differ in shape, or in entries that are no tensors")
 
         names = tuple(self.leaves)
 
