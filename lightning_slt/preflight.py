@@ -223,7 +223,7 @@ def _for_two(batch: ChainBatch) -> ChainBatch:
 def _why_not_vectorized(posterior: LocalPosterior, batch: ChainBatch, seed: int) -> str | None:
     """None where the vectorized route gives what the sequential one gives, else the reason in a few words."""
     if batch.ragged:
-        return "minibatches of different chains have different shapes"
+        return "minibatches of different chains differ in shape, or in entries that are no tensors"
     rows, both = _anchor_and_neighbour(posterior, seed), _for_two(batch)
     loss, one_by_one = SequentialPasses(posterior, rows).loss_and_gradient(both)
     try:

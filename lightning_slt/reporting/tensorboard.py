@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,10 +28,11 @@ def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Mapping[str, 
                 ]
         charts["loss"] = ["Multiline", [r"(?i).*loss(?!.*/(mean|lower|upper)).*"]]
         layout[name] = charts
+        prefix = re.escape(name)
         layout[f"{name}: can it be trusted?"] = {
-            "passed its health checks (1) or not (0)": ["Multiline", [f"^{name}/.*/ok$"]],
-            "R-hat, below 1.1 where chains agree": ["Multiline", [f"^{name}/.*/rhat$"]],
-            "reading time over training time": ["Multiline", [f"^{name}/overhead$"]],
+            "passed its health checks (1) or not (0)": ["Multiline", [f"^{prefix}/.*/ok$"]],
+            "R-hat, below 1.1 where chains agree": ["Multiline", [f"^{prefix}/.*/rhat$"]],
+            "reading time over training time": ["Multiline", [f"^{prefix}/overhead$"]],
         }
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
