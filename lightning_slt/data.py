@@ -105,16 +105,16 @@ class SamplingData:
 def load_data(
     source: Any,
     *,
-    to_device: Callable[[Batch], Batch],
-    seed: int,
+    to_device: Callable[[Batch], Batch] = lambda batch: batch,
+    seed: int = 0,
     memory_limit: int = MEMORY_LIMIT,
 ) -> SamplingData:
-    """Fetch the samples of a data set once; call inside ``isolated``.
+    """Fetch the samples of a data set once; in the middle of a training run call it inside ``isolated``.
 
     Args:
         source: A map-style ``Dataset`` or a sequence of samples, a ``DataLoader`` over one (its ``collate_fn`` is
             kept, its order and workers are not used), or a dict or list of these, batched side by side.
-        to_device: Moves a collated batch where the loss is evaluated.
+        to_device: Moves a collated batch where the loss is evaluated; by default it stays where it is.
         seed: Chooses the subset where the data exceed ``memory_limit`` bytes.
         memory_limit: How many bytes of samples to keep.
 

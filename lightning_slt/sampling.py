@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_slt.data import ChainBatch, SamplingData, Streams
+from lightning_slt.data import ChainBatch, SamplingData, Streams, load_data
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import Gradient, LocalPosterior
 from lightning_slt.samplers.base import Sampler
@@ -89,7 +89,7 @@ class ProbeData:
 def sample(
     posterior: LocalPosterior,
     sampler: Sampler,
-    batches: SamplingData,
+    batches: Any,
     config: SamplingConfig,
     *,
     probes: Mapping[str, ProbeData] | None = None,
@@ -105,9 +105,10 @@ def sample(
     Args:
         posterior: What is sampled.
         sampler: How.
-        batches: The samples to draw minibatches from; see :func:`lightning_slt.data.load_data`.
-        config: Counts. ``chain_method="auto"`` is taken as vectorized: whether a module allows that is decided by
-            :func:`choose_route`.
+        batches: The samples to draw minibatches from: what :func:`lightning_slt.data.load_data` gives, or anything
+            that it takes.
+        config: Counts. ``chain_method="auto"`` is taken as vectorized; :func:`lightning_slt.preflight.choose_route`
+            finds out whether a loss allows that.
         probes: Named fixed sets, evaluated at every kept draw.
         anchor_losses: Loss of every sample at the anchor ``[sample]``, where known; saves one forward pass a draw.
         chains: Run only these; None for all.
@@ -115,12 +116,20 @@ def sample(
 
     Yields:
         One :class:`Draw` per chunk and kept position.
+
+    >>> from lightning_slt.samplers import SGLD
+    >>> bowl = LocalPosterior(loss=lambda w, batch: 0.5 * w["w"].square().sum(), anchor={"w": torch.zeros(4)},
+    ...                       nbeta=100.0, localization=1.0)
+    >>> config = SamplingConfig(num_chains=2, num_draws=3, num_burnin=10, thinning=5)
+    >>> [(draw.chains, draw.index, draw.step) for draw in sample(bowl, SGLD(step_size=1e-3), [torch.zeros(1)], config)]
+    [((0, 1), 0, 15), ((0, 1), 1, 20), ((0, 1), 2, 25)]
     """
+    data = batches if isinstance(batches, SamplingData) else load_data(batches, seed=config.seed)
     todo = list(range(config.num_chains) if chains is None else chains)
     size = config.chunk_size or len(todo)
     for start in range(0, len(todo), size):
         chunk = todo[start : start + size]
-        yield from _Chunk(posterior, sampler, batches, config, chunk, anchor_losses).run(probes or {}, on_step)
+        yield from _Chunk(posterior, sampler, data, config, chunk, anchor_losses).run(probes or {}, on_step)
 
 
 class _Chunk:
