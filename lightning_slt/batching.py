@@ -1,9 +1,9 @@
-r"""How three operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
+r"""How four operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
 
 Attention has a fused CPU kernel without a batching rule: the chain axis is folded into the batch. Convolutions become
 one grouped convolution, whose rounding changes with the number of groups: on the CPU they run chain by chain, which is
-as fast and makes the bits of a chain independent of its company. A linear layer becomes one product with the bias in
-it; for plain ``[sample, feature]`` inputs it is the one whose weight gradient comes out in the order of the weight.
+as fast and makes the bits of a chain independent of its company. The product of a linear layer is written so that
+its weight gradient comes out in the order of the weight.
 """
 
 from __future__ import annotations
@@ -25,49 +25,24 @@ class ChainRules(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Divert the three, pass everything else on."""
+        """Divert the four, pass everything else on."""
         if func is F.linear:
             return _linear(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
         if func in _CONVOLUTIONS:
             return _convolution(func, *args, **(kwargs or {}))
+        if func is F.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    output: Tensor = _ChainLinear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
-    return output
-
-
-class _ChainLinear(torch.autograd.Function):
-    """``x Wᵀ + b`` of every chain in one batched product."""
-
-    @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with torch._C.DisableTorchFunction():
-            return F.linear(input, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        return None
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, int]:
-        def stack(tensor: Tensor, dim: int | None) -> Tensor:
-            return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-        x, w = stack(input, in_dims[0]), stack(weight, in_dims[1])
-        if in_dims[1] is None and in_dims[2] is None:
-            with torch._C.DisableTorchFunction():
-                return F.linear(x, weight, bias), 0
-        b = torch.zeros_like(w[:, :, 0]) if bias is None else stack(bias, in_dims[2])
-        if x.ndim == 3:
-            return torch.baddbmm(b[:, :, None], w, x.transpose(1, 2)).transpose(1, 2), 0
-        flat = x.reshape(info.batch_size, -1, x.shape[-1])
-        return torch.baddbmm(b[:, None, :], flat, w.transpose(1, 2)).view(*x.shape[:-1], -1), 0
+    """``x Wᵀ + b``; the gradient of W comes out in the order of W, so that adding it to a position is one pass."""
+    if input.ndim != 2:
+        return F.linear(input, weight, bias)
+    output = torch.mm(weight, input.t()).t()
+    return output if bias is None else output + bias
 
 
 def _convolution(
@@ -120,6 +95,13 @@ class _ChainConvolution(torch.autograd.Function):
 
         columns = [rows(t, dim) for t, dim in zip((input, weight, bias), in_dims[:3], strict=True)]
         return torch.stack([convolve(x, w, b) for x, w, b in zip(*columns, strict=True)]), 0
+
+
+def _batch_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Under ``vmap`` torch refuses half-precision inputs beside float32 statistics, which is what autocast gives."""
+    exact = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    with torch._C.DisableTorchFunction():
+        return F.batch_norm(exact, *args, **kwargs).to(input.dtype)
 
 
 def _attention(
