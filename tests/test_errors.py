@@ -1,0 +1,119 @@
+"""Bad input: what was given, what was expected, what to write."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import lightning_slt as slt
+
+DATA = TensorDataset(torch.randn(32, 3), torch.randn(32, 1))
+SETTINGS = {"sampler": slt.SGLD(step_size=1e-4), "nbeta": 10.0, "localization": 1.0}
+FEW = slt.SamplingConfig(num_chains=2, num_draws=4, num_burnin=0, batch_size=8)
+
+
+def estimate(module=None, data=DATA, estimators=None, **changes):
+    keywords = {**SETTINGS, "sampling": FEW, "loss_fn": slt.losses.regression, **changes}
+    return slt.estimate(module or nn.Linear(3, 1), data, estimators or [slt.LLC()], **keywords)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: slt.SGLD(step_size=-1e-3), "SGLD.step_size must be a finite number, zero or more, got -0.001"),
+        (lambda: slt.SGLD(step_size=math.nan), "SGLD.step_size must be a finite number"),
+        (lambda: slt.SGLD(step_size=1e-3, temperature=-1.0), "SGLD.temperature must be a finite number"),
+        (lambda: slt.SamplingConfig(num_chains=0), "num_chains must be a whole number of at least 1, got 0"),
+        (lambda: slt.SamplingConfig(num_draws=2.5), "num_draws must be a whole number of at least 1, got 2.5"),
+        (lambda: slt.SamplingConfig(num_burnin=-1), "num_burnin must be a whole number of at least 0, got -1"),
+        (lambda: slt.SamplingConfig(batch_size=0), "batch_size must be a whole number of at least 1"),
+        (lambda: slt.SamplingConfig(chunk_size=0), "chunk_size must be a whole number of at least 1"),
+        (lambda: slt.SamplingConfig(chain_method="fast"), "'auto', 'vectorized' or 'sequential', got 'fast'"),
+        (lambda: slt.Component(()), "at least one parameter name"),
+        (lambda: slt.LogSteps(0, 10, 3), "1 <= first < last"),
+        (lambda: slt.LLCMonitor(nbeta=-1.0), "nbeta must be a finite number, zero or more, or None"),
+        (lambda: slt.LLCMonitor(localization=math.inf), "localization must be a finite number"),
+        (lambda: slt.LLCMonitor(every_n_train_steps=0), "every_n_train_steps must be a whole number of at least 1"),
+        (lambda: slt.LLCMonitor(max_overhead=0.0), "max_overhead must be a positive share such as 0.1"),
+        (lambda: slt.LLCMonitor(on_failure="ignore"), "on_failure must be 'warn' or 'raise', got 'ignore'"),
+        (lambda: slt.LLCMonitor(name=""), "name must be a non-empty string"),
+        (lambda: slt.LLCMonitor(sampling=slt.SamplingConfig(num_chains=1)), "at least two chains"),
+        (lambda: slt.SLTMonitor([slt.LLC(), slt.LLC()]), "two estimators share a name"),
+        (lambda: slt.SLTMonitor([]), "estimators is empty"),
+    ],
+)
+def test_constructors_refuse(make, words):
+    with pytest.raises(ValueError, match="(?s).*") as caught:
+        make()
+    assert words in str(caught.value)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(3), torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"nbeta": -1.0}, ValueError, "nbeta must be a finite number, zero or more"),
+        ({"localization": math.nan}, ValueError, "localization must be a finite number"),
+        ({"data": TensorDataset(torch.empty(0, 3), torch.empty(0, 1))}, ValueError, "has no samples"),
+        ({"data": Stream()}, TypeError, "stream without a length"),
+        ({"data": DataLoader(DATA, batch_size=None)}, TypeError, "batch_size=None"),
+        ({"estimators": [slt.LLC]}, TypeError, "must hold estimators such as LLC()"),
+        ({"estimators": slt.LLC()}, TypeError, "must be a list such as [LLC()]"),
+        ({"components": "encoder.*"}, ValueError, "no trainable parameter matches 'encoder.*'"),
+        ({"components": {"a": slt.Component(("wieght",))}}, ValueError, "the nearest of its 2 names: weight"),
+        (
+            {"components": {"a": slt.Component(("weight",), {"weight": torch.ones(3, 1, dtype=torch.bool)})}},
+            ValueError,
+            "mask of 'weight' has shape (3, 1), the parameter (1, 3)",
+        ),
+        ({"on_failure": "ignore"}, ValueError, "on_failure must be 'warn' or 'raise'"),
+        ({"loss_fn": 3}, TypeError, "loss_fn must be callable"),
+        ({"loss_fn": None}, TypeError, "def loss_fn(module, batch)"),
+        ({"loss_fn": lambda m, b: torch.full((8,), math.nan)}, ValueError, "the loss at the anchor is nan"),
+        ({"loss_fn": lambda m, b: b[1].square().mean()}, ValueError, "ignores the"),
+        ({"loss_fn": lambda m, b: 1.0}, TypeError, "the loss must be a tensor, got float"),
+    ],
+)
+def test_estimate_refuses(changes, kind, words):
+    with pytest.raises(kind) as caught:
+        estimate(**changes)
+    assert words in str(caught.value)
+
+
+def test_a_frozen_module_has_nothing_to_sample():
+    with pytest.raises(ValueError, match="no parameter of the module requires gradients"):
+        estimate(nn.Linear(3, 1).requires_grad_(False))
+
+
+class Manual(nn.Module):
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 1)
+
+    def training_step(self, batch, batch_idx):
+        raise AssertionError("must not run")
+
+
+class Nothing(Manual):
+    automatic_optimization = True
+
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("module", "words"), [(Manual(), "uses manual optimization"), (Nothing(), "training_step returned NoneType")]
+)
+def test_steps_without_a_loss_say_what_to_write(module, words):
+    with pytest.raises(TypeError) as caught:
+        estimate(module, loss_fn=None)
+    assert words in str(caught.value)
+    assert "def loss_fn(module, batch)" in str(caught.value)
