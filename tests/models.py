@@ -276,3 +276,37 @@ class Shuffled(Dataset[Any]):
 
 def loader_of(dataset: Any, **options: Any) -> DataLoader[Any]:
     return DataLoader(dataset, **{"batch_size": 8, "shuffle": True, **options})
+
+
+def blob_loader() -> Any:
+    return loader_of(blobs())
+
+
+def assert_untouched(
+    make_module: Any,
+    make_loader: Any = blob_loader,
+    *,
+    monitor: LLCMonitor | None = None,
+    readings: int = 3,
+    **options: Any,
+) -> tuple[Footprint, Footprint]:
+    """Train without and with a monitor, compare, and give both."""
+    without = footprint(make_module, make_loader, **options)
+    watched = footprint(make_module, make_loader, [monitor or few_draws()], **options)
+    assert len(watched.monitor_rows) >= readings
+    assert without.differences(watched) == []
+    return without, watched
+
+
+class WithDropoutAndBatchNorm(Classifier):
+    def __init__(self) -> None:
+        super().__init__(dropout_and_batchnorm())
+
+
+class BlobData(pl.LightningDataModule):
+    def __init__(self, count: int = 32) -> None:
+        super().__init__()
+        self.count = count
+
+    def train_dataloader(self) -> Any:
+        return loader_of(blobs(self.count))

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from models import (
     Classifier,
-    Footprint,
     Shuffled,
     Validated,
+    WithDropoutAndBatchNorm,
+    assert_untouched,
+    blob_loader,
     blobs,
     dropout_and_batchnorm,
     few_draws,
@@ -28,41 +30,20 @@ from torch.utils.data import default_collate
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lightning_slt import LLCMonitor
 from lightning_slt.losses import classification
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-def loader() -> Any:
-    return loader_of(blobs())
-
-
-def assert_untouched(
-    make_module: Any, make_loader: Any = loader, *, monitor: LLCMonitor | None = None, readings: int = 3, **options: Any
-) -> tuple[Footprint, Footprint]:
-    """Train without and with a monitor, compare, and give both."""
-    without = footprint(make_module, make_loader, **options)
-    watched = footprint(make_module, make_loader, [monitor or few_draws()], **options)
-    assert len(watched.monitor_rows) >= readings
-    assert without.differences(watched) == []
-    return without, watched
-
-
-class WithDropoutAndBatchNorm(Classifier):
-    def __init__(self) -> None:
-        super().__init__(dropout_and_batchnorm())
-
-
 def test_footprints_tell_runs_apart() -> None:
     """The comparison itself: one more random number, one other weight, one other batch are seen."""
-    plain = footprint(Classifier, loader)
-    assert plain.differences(footprint(Classifier, loader)) == []
-    other = footprint(lambda: Classifier(lr=2e-2), loader)
+    plain = footprint(Classifier, blob_loader)
+    assert plain.differences(footprint(Classifier, blob_loader)) == []
+    other = footprint(lambda: Classifier(lr=2e-2), blob_loader)
     assert any("weights" in d for d in plain.differences(other))
-    drawn = footprint(Classifier, loader, attributes=lambda m: torch.rand(()))
+    drawn = footprint(Classifier, blob_loader, attributes=lambda m: torch.rand(()))
     assert any("attributes" in d for d in plain.differences(drawn))
-    shuffled = footprint(Classifier, lambda: (torch.rand(()), loader())[1])
+    shuffled = footprint(Classifier, lambda: (torch.rand(()), blob_loader())[1])
     assert any("batches" in d for d in plain.differences(shuffled))
 
 
@@ -76,7 +57,6 @@ def test_gradient_accumulation(batches: int) -> None:
     assert_untouched(WithDropoutAndBatchNorm, monitor=monitor, accumulate_grad_batches=batches)
 
 
-@pytest.mark.slow
 def test_persistent_workers() -> None:
     def workers() -> Any:
         return loader_of(Shuffled(), num_workers=1, persistent_workers=True, multiprocessing_context="fork")
@@ -188,38 +168,14 @@ def test_error_inside_a_reading() -> None:
                 raise RuntimeError("out of luck")
             return classification(self, batch)
 
-    without = footprint(Failing, loader)
+    without = footprint(Failing, blob_loader)
     with pytest.warns(UserWarning, match=r"slt: the reading at step 4 failed: RuntimeError: out of luck"):
-        watched = footprint(Failing, loader, [few_draws()])
+        watched = footprint(Failing, blob_loader, [few_draws()])
     assert without.differences(watched) == []
     ok = [row["slt/full/llc/ok"] for _, row in watched.monitor_rows]
     assert len(ok) == 5
     assert ok[2] == 0.0
     assert math.isnan(watched.monitor_rows[2][1]["slt/full/llc/mean"])
-
-
-@pytest.mark.filterwarnings(
-    "ignore:Found . module.s. in eval mode:lightning.pytorch.utilities.warnings.PossibleUserWarning"
-)
-def test_frozen_batchnorm() -> None:
-    class Frozen(Classifier):
-        def __init__(self) -> None:
-            super().__init__(dropout_and_batchnorm())
-            self.net[1].eval().requires_grad_(False)
-
-        def train(self, mode: bool = True) -> Any:
-            super().train(mode)
-            self.net[1].eval()
-            return self
-
-    without, _ = assert_untouched(Frozen)
-    assert without.modes["net.3"]
-    assert not without.modes["net.1"]
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_precision(precision: str) -> None:
-    assert_untouched(WithDropoutAndBatchNorm, precision=precision)
 
 
 def test_lr_scheduler_and_clipping() -> None:
@@ -340,71 +296,3 @@ def test_module_collates() -> None:
             return loader_of(self.data, collate_fn=self.collate)
 
     assert_untouched(Classifier, DataModule)
-
-
-def test_forward_replaced_on_the_instance() -> None:
-    class Replaced(Classifier):
-        def __init__(self) -> None:
-            super().__init__()
-            self.forward = lambda x: 2 * self.net(x)  # type: ignore[method-assign]
-
-    def first_reading(module: Any) -> float:
-        _, watched = assert_untouched(module)
-        return watched.monitor_rows[0][1]["slt/full/llc/mean"]
-
-    class Written(Classifier):
-        def forward(self, x: Any) -> Any:
-            return 2 * self.net(x)
-
-    assert first_reading(Replaced) == first_reading(Written)
-
-
-class Adversarial(Classifier):
-    """Two optimizers, stepped by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.critic = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        x, y = batch
-        first, second = self.optimizers()
-        loss = F.cross_entropy(self(x), y) + self.critic(self(x)).mean()
-        first.zero_grad()
-        self.manual_backward(loss)
-        first.step()
-        if batch_idx % 2:
-            second.zero_grad()
-            self.manual_backward(self.critic(self(x).detach()).square().mean())
-            second.step()
-        self.log("train/loss", loss)
-
-    def configure_optimizers(self) -> Any:
-        return [torch.optim.Adam(self.net.parameters(), lr=1e-2), torch.optim.SGD(self.critic.parameters(), lr=1e-2)]
-
-
-def test_manual_optimization() -> None:
-    monitor = few_draws(loss_fn=classification, components="net")
-    assert_untouched(Adversarial, monitor=monitor)
-
-
-class Compiled(WithDropoutAndBatchNorm):
-    """Compiled as a whole; the compiler refuses ``self.log``."""
-
-    compiled = True
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        x, y = batch
-        return F.cross_entropy(self(x), y)
-
-
-class CompiledInside(Classifier):
-    def __init__(self) -> None:
-        super().__init__(torch.compile(dropout_and_batchnorm(), backend="aot_eager"))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("module", [Compiled, CompiledInside])
-def test_compiled(module: Any) -> None:
-    _, watched = assert_untouched(module)
-    assert all(row["slt/full/llc/ok"] in (0.0, 1.0) for _, row in watched.monitor_rows)

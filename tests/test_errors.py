@@ -45,7 +45,7 @@ def estimate(module=None, data=DATA, estimators=None, **changes):
     ],
 )
 def test_constructors_refuse(make, words):
-    with pytest.raises(ValueError, match="(?s).*") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         make()
     assert words in str(caught.value)
 
