@@ -1,9 +1,8 @@
-r"""How four operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
+r"""How three operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
 
 Attention has a fused CPU kernel without a batching rule: the chain axis is folded into the batch. Convolutions become
 one grouped convolution, whose rounding changes with the number of groups: on the CPU they run chain by chain, which is
-as fast and makes the bits of a chain independent of its company. The product of a linear layer is written so that
-its weight gradient comes out in the order of the weight.
+as fast and makes the bits of a chain independent of its company.
 """
 
 from __future__ import annotations
@@ -20,14 +19,12 @@ _CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.c
 
 
 class ChainRules(TorchFunctionMode):
-    """Inside, linear layers, attention and convolutions under ``torch.vmap`` follow the rules of this file."""
+    """Inside, attention, convolutions and batch norm under ``torch.vmap`` follow the rules of this file."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Divert the four, pass everything else on."""
-        if func is F.linear:
-            return _linear(*args, **(kwargs or {}))
+        """Divert the three, pass everything else on."""
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
         if func in _CONVOLUTIONS:
@@ -35,14 +32,6 @@ class ChainRules(TorchFunctionMode):
         if func is F.batch_norm:
             return _batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x Wᵀ + b``; the gradient of W comes out in the order of W, so that adding it to a position is one pass."""
-    if input.ndim != 2:
-        return F.linear(input, weight, bias)
-    output = torch.mm(weight, input.t()).t()
-    return output if bias is None else output + bias
 
 
 def _convolution(
