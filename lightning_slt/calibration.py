@@ -76,6 +76,11 @@ class Settings:
         return self.localization / self.nbeta if self.nbeta else math.inf
 
     @property
+    def num_steps(self) -> int:
+        """Sampler steps of one chain: adaptation + burn-in + draws × thinning."""
+        return self.sampler.adaptation_steps + self.sampling.num_steps
+
+    @property
     def condition(self) -> float:
         """``κ = nβ λ_max / γ``."""
         return self.nbeta * self.curvature / self.localization if self.localization else math.inf

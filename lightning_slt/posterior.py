@@ -7,7 +7,7 @@ r"""The local posterior around a snapshot of the weights (arXiv:2308.12108, eq. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -150,6 +150,24 @@ class LocalPosterior:
         force = (position - self.anchor_row).mul_(self.localization)
         loss_gradient.add_to(force, scale=self.nbeta)
         return force
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a sampler may know of the place where its chains are, all on one minibatch.
+
+    Attributes:
+        posterior: Gives nβ, γ and the anchor.
+        loss: Mean loss of each chain ``[chain]``, in nats.
+        gradient: Its gradient.
+        again: Evaluates loss and gradient anew on the same minibatch, after the position was moved in place; for
+            samplers that look before they leap.
+    """
+
+    posterior: LocalPosterior
+    loss: Tensor
+    gradient: Gradient
+    again: Callable[[], tuple[Tensor, Gradient]]
 
 
 def _check_mask(name: str, mask: Tensor, anchor: Params) -> None:

@@ -139,12 +139,12 @@ class Reader:
             for _ in sample(posterior, settings.sampler, self.data, few):
                 pass
             per_step = (time.perf_counter() - began) / few.num_steps
-        return per_step * settings.sampling.num_steps * len(snapshot.components)
+        return per_step * settings.num_steps * len(snapshot.components)
 
     def chain_steps(self, settings: Settings, chains: Sequence[int] | None) -> int:
         """How many chain-steps a reading makes, for its progress bar."""
         count = settings.sampling.num_chains if chains is None else len(chains)
-        return count * settings.sampling.num_steps * len(self.components)
+        return count * settings.num_steps * len(self.components)
 
     def settings_at(self, anchor: Anchor) -> Settings:
         """Settings of the run, its step size made safe for this anchor's curvature where it was ours to choose."""

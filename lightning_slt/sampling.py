@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from lightning_slt.data import ChainBatch, SamplingData, Streams, load_data
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
-from lightning_slt.posterior import Gradient, LocalPosterior
+from lightning_slt.posterior import Evaluation, Gradient, LocalPosterior
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.seeding import generator
 from lightning_slt.types import Draw, FunctionalLoss, Motion
@@ -154,7 +155,7 @@ class _Chunk:
         self.noise = ChainNoise(rows, like=self.position, seed=config.seed)
         self.streams = Streams(
             len(data),
-            batch_size=config.batch_size,
+            batch_size=len(data) if sampler.full_batch else config.batch_size,
             seed=config.seed,
             chains=rows,
             share_batches=config.share_batches,
@@ -164,20 +165,23 @@ class _Chunk:
         self._fixed: ChainBatch | None = None
 
     def run(self, probes: Mapping[str, ProbeData], on_step: Callable[[int], None] | None) -> Iterator[Draw]:
-        """Step t uses minibatch t at position t; positions 1 … num_steps may be draws, position 0 is the anchor."""
-        config, total = self.config, self.config.num_steps
-        state = self.sampler.init(self.position, self.noise.draw)
+        """Step t uses minibatch t at position t; positions 1 … total may be draws, position 0 is the anchor."""
+        config, first = self.config, self.sampler.adaptation_steps
+        total = first + config.num_steps
+        state = self.sampler.init(self.position, self.noise)
         every = max(1, config.num_draws // 4)
         for step in range(total + 1):
             batch = self._next_batch()
-            index = _kept(step, config)
+            index = _kept(step - first, config)
             last = step == total
             loss, gradient = (self.passes.loss(batch), None) if last else self.passes.loss_and_gradient(batch)
             if index is not None:
                 measured = index % every == 0 and gradient is not None
                 yield self._draw(index, step, batch, loss, gradient if measured else None, probes)
             if gradient is not None:
-                state = self.sampler.step(state, gradient, self.noise.draw, self.posterior)
+                again = partial(self.passes.loss_and_gradient, batch)
+                here = Evaluation(posterior=self.posterior, loss=loss, gradient=gradient, again=again)
+                state = self.sampler.step(state, here, self.noise)
             if on_step is not None and not last:
                 on_step(len(self.chains))
 
@@ -226,7 +230,8 @@ class _Chunk:
     def _motion(self, gradient: Gradient, alive: slice) -> Motion:
         distance = (self.position - self.posterior.anchor_row).norm(dim=1)
         force = self.posterior.gradient(self.position, gradient)
-        return Motion(distance=distance[alive], drift_to_noise=self.sampler.drift_to_noise(force)[alive])
+        ratio = self.sampler.drift_to_noise(force)
+        return Motion(distance=distance[alive], drift_to_noise=None if ratio is None else ratio[alive])
 
 
 def _kept(step: int, config: SamplingConfig) -> int | None:
@@ -250,14 +255,18 @@ class ChainNoise:
         parallel = like.device.type == "cpu" and threads > 1 and like.shape[1] >= 4096
         self._pool = ThreadPoolExecutor(threads) if parallel else None
 
-    def draw(self) -> Tensor:
-        """Fresh normals ``[chain, coordinate]``, in storage that the next call overwrites."""
+    def normals(self) -> Tensor:
+        """Fresh standard normals ``[chain, coordinate]``, in storage that the next call overwrites."""
         if self._pool is None:
             for chain in range(len(self._generators)):
                 self._fill(chain)
         else:
             list(self._pool.map(self._fill, range(len(self._generators))))
         return self.rows
+
+    def uniforms(self) -> Tensor:
+        """Fresh numbers between 0 and 1 ``[chain]``."""
+        return torch.cat([self.rows.new_empty(1).uniform_(generator=g) for g in self._generators])
 
     def _fill(self, chain: int) -> None:
         self.rows[chain].normal_(generator=self._generators[chain])

@@ -71,11 +71,12 @@ class Motion:
 
     Attributes:
         distance: ``‖w − w*‖`` over the free coordinates.
-        drift_to_noise: Norm of the deterministic part of the step over the norm of its noise.
+        drift_to_noise: Norm of the deterministic part of the step over the norm of its noise; None where the
+            sampler's steps have no such parts.
     """
 
     distance: Tensor
-    drift_to_noise: Tensor
+    drift_to_noise: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)

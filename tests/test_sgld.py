@@ -137,8 +137,8 @@ def test_noise_is_the_chains_own_and_standard_normal() -> None:
     like = torch.empty(4, 50_000, dtype=torch.float64)
     alone, together = ChainNoise([2], like=like[:1], seed=9), ChainNoise([0, 1, 2, 3], like=like, seed=9)
     for _ in range(2):
-        rows = together.draw().clone()
-        assert torch.equal(alone.draw()[0], rows[2])
+        rows = together.normals().clone()
+        assert torch.equal(alone.normals()[0], rows[2])
     apart = (rows @ rows.T / rows.shape[1] - torch.eye(4)).abs()  # standard errors √2/√n and 1/√n
     assert float(apart.max()) < LIMIT * math.sqrt(2 / rows.shape[1])
-    assert not torch.equal(rows, ChainNoise([0, 1, 2, 3], like=like, seed=10).draw())
+    assert not torch.equal(rows, ChainNoise([0, 1, 2, 3], like=like, seed=10).normals())

@@ -64,7 +64,8 @@ class _LLCAccumulator(Accumulator):
         self.steps.update(draw.chains, draw.index, torch.full_like(draw.loss, draw.step))
         if draw.motion is not None:
             self.distance.update(draw.chains, draw.index, draw.motion.distance)
-            self.drift_to_noise.update(draw.chains, draw.index, draw.motion.drift_to_noise)
+            if draw.motion.drift_to_noise is not None:
+                self.drift_to_noise.update(draw.chains, draw.index, draw.motion.drift_to_noise)
 
     def compute(self) -> Estimate:
         rise, steps = self.rise.values.cpu(), self.steps.values.cpu()
@@ -86,11 +87,12 @@ class _LLCAccumulator(Accumulator):
         run = self.run
         enough = len(live) > 0 and live.shape[1] >= 4
         measured = self.distance.values.cpu()[alive]
+        drift_to_noise = _mean_measured(self.drift_to_noise.values.cpu()[alive])
         reach = math.sqrt(run.dimension / run.localization) if run.localization else math.inf
         return {
             **trace_values(live),
             "finite": float(num_dead),
-            "drift_to_noise": _mean_measured(self.drift_to_noise.values.cpu()[alive]),
+            **({"drift_to_noise": drift_to_noise} if not math.isnan(drift_to_noise) else {}),
             "prior_bound": _mean_measured(measured[:, measured.shape[1] // 2 :]) / reach,
             **({"step_size": run.stability, "steps": run.steps} if math.isfinite(run.stability) else {}),
             "ess_bulk": float(ess_bulk(live)) if enough else math.nan,

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from lightning_slt.posterior import Gradient, LocalPosterior
+from lightning_slt.posterior import Evaluation
 from lightning_slt.types import is_amount
 
 State = dict[str, Any]
 """What a sampler carries from step to step; ``state["position"]`` is moved in place."""
+
+
+class Noise(Protocol):
+    """Random numbers of every chain, each from that chain's own generator."""
+
+    def normals(self) -> Tensor:
+        """Fresh standard normals ``[chain, coordinate]``, in storage that the next call overwrites."""
+        ...
+
+    def uniforms(self) -> Tensor:
+        """Fresh numbers between 0 and 1, one a chain ``[chain]``."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +44,9 @@ class Sampler(ABC):
         ValueError: If ε or the temperature is negative or not finite.
     """
 
+    full_batch: ClassVar[bool] = False
+    """Whether every step needs all samples, as an exact accept-or-reject step does."""
+
     step_size: float
     temperature: float = 1.0
 
@@ -43,31 +57,38 @@ class Sampler(ABC):
             if not is_amount(value):
                 raise ValueError(f"{type(self).__name__}.{name} must be a finite number, zero or more, got {value!r}")
 
-    def init(self, position: Tensor, noise: Callable[[], Tensor]) -> State:
+    @property
+    def adaptation_steps(self) -> int:
+        """Steps before the burn-in in which the sampler still adapts itself, so that nothing may be kept."""
+        return 0
+
+    def init(self, position: Tensor, noise: Noise) -> State:
         """State at the first position; samplers with more than a position extend it.
 
         Args:
             position: ``[chain, coordinate]``, the storage that the chains move in.
-            noise: Gives a row of standard normals for every chain ``[chain, coordinate]``, valid until the next call.
+            noise: Random numbers of each chain.
         """
         return {"position": position}
 
     @abstractmethod
-    def step(self, state: State, gradient: Gradient, noise: Callable[[], Tensor], posterior: LocalPosterior) -> State:
+    def step(self, state: State, here: Evaluation, noise: Noise) -> State:
         """Advance every chain by one step, in place.
 
         Args:
             state: From :meth:`init` or the last step.
-            gradient: Minibatch gradient of the mean loss at the position; ``gradient.rows`` is ``[chain, coordinate]``.
-            noise: As for :meth:`init`.
-            posterior: Gives nβ, γ and the anchor.
+            here: Loss and gradient at the position; ``here.gradient.rows`` is ``[chain, coordinate]``.
+            noise: Random numbers of each chain.
 
         Returns:
             The state after the step.
         """
 
-    def drift_to_noise(self, force: Tensor) -> Tensor:
-        r"""``‖(ε/2)∇U‖ / ‖√ε ξ‖`` of a step at each chain ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``."""
+    def drift_to_noise(self, force: Tensor) -> Tensor | None:
+        r"""``‖(ε/2)∇U‖ / ‖√ε ξ‖`` of a step at each chain ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``.
+
+        None for samplers whose step has no such parts.
+        """
         scale = math.sqrt(self.step_size * max(self.temperature, 1e-30) * force.shape[1])
         ratio: Tensor = self.step_size / 2 * force.norm(dim=1) / max(scale, 1e-30)
         return ratio

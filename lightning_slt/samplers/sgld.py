@@ -10,13 +10,10 @@ Stationary variance on a quadratic of precision ``P = nβh + γ``, with standard
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from lightning_slt.posterior import Gradient, LocalPosterior
-from lightning_slt.samplers.base import Sampler, State
+from lightning_slt.posterior import Evaluation
+from lightning_slt.samplers.base import Noise, Sampler, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +28,12 @@ class SGLD(Sampler):
     SGLD(step_size=0.0001, temperature=1.0)
     """
 
-    def step(self, state: State, gradient: Gradient, noise: Callable[[], Tensor], posterior: LocalPosterior) -> State:
+    def step(self, state: State, here: Evaluation, noise: Noise) -> State:
         """One step of every chain, in place; see the module's formula."""
-        w, anchor = state["position"], posterior.anchor_row
-        eps, nbeta, gamma = self.step_size, posterior.nbeta, posterior.localization
+        w, anchor = state["position"], here.posterior.anchor_row
+        eps, nbeta, gamma = self.step_size, here.posterior.nbeta, here.posterior.localization
         # (γ/2)(w* − w) as an interpolation: one pass over memory, and exactly nothing at w = w*
         w.lerp_(anchor, eps / 2 * gamma)
-        gradient.add_to(w, scale=-eps / 2 * nbeta)
-        w.add_(noise(), alpha=math.sqrt(eps * self.temperature))
+        here.gradient.add_to(w, scale=-eps / 2 * nbeta)
+        w.add_(noise.normals(), alpha=math.sqrt(eps * self.temperature))
         return state
