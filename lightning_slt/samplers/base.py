@@ -1,16 +1,17 @@
 r"""What every sampler is: a frozen description with ``init`` and ``step``.
 
 All work on rows of free coordinates ``[chain, coordinate]``. A restriction to a component needs nothing here: rows
-hold only what moves. All use the same convention, the one of arXiv:2308.12108: drift ε/2, noise variance ε.
+hold only what moves. Where a step has a drift and a noise, the convention is that of arXiv:2308.12108: drift ε/2,
+noise variance ε. ``U = nβ L + (γ/2)‖w − w*‖²`` is the potential, P its curvature in one direction.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
@@ -45,7 +46,7 @@ class Sampler(ABC):
     """
 
     full_batch: ClassVar[bool] = False
-    """Whether every step needs all samples, as an exact accept-or-reject step does."""
+    """Whether every step needs all samples, as an exact accept-or-reject step does; ``batch_size`` is ignored then."""
 
     step_size: float
     temperature: float = 1.0
@@ -84,11 +85,48 @@ class Sampler(ABC):
             The state after the step.
         """
 
+    @abstractmethod
+    def stability(self, precision: float) -> float:
+        r"""How near the sampler is to divergence on a quadratic: at 4 it diverges, well below 4 it is accurate.
+
+        Args:
+            precision: ``P = nβ h + γ`` of the stiffest direction, h its curvature.
+
+        Returns:
+            A number in proportion to P; NaN where the step size and P alone do not tell.
+        """
+
     def drift_to_noise(self, force: Tensor) -> Tensor | None:
-        r"""``‖(ε/2)∇U‖ / ‖√ε ξ‖`` of a step at each chain ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``.
+        r"""Norm of the drift of a step over that of its noise ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``.
 
         None for samplers whose step has no such parts.
         """
-        scale = math.sqrt(self.step_size * max(self.temperature, 1e-30) * force.shape[1])
-        ratio: Tensor = self.step_size / 2 * force.norm(dim=1) / max(scale, 1e-30)
-        return ratio
+        return None
+
+
+def require(sampler: Sampler, name: str, sound: bool, expected: str, write: str) -> None:
+    """Say what was given, what was expected and what to write, where an argument of a sampler is not sound."""
+    if not sound:
+        kind, value = type(sampler).__name__, getattr(sampler, name)
+        raise ValueError(f"{kind}.{name} must be {expected}, got {value!r}; write e.g. {name}={write}")
+
+
+def is_count(value: object) -> bool:
+    """Whether a setting is a whole number of at least one."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def metropolis(state: State, previous: Tensor, log_ratio: Tensor, potential: Tensor, noise: Noise) -> None:
+    r"""Accept each chain's proposal with probability ``min(1, exp(log_ratio))``, or put it back; count in ``accepted``.
+
+    Args:
+        state: ``position`` holds the proposals, ``accepted`` how many each chain has accepted ``[chain]``.
+        previous: Where the chains were ``[chain, coordinate]``.
+        log_ratio: Logarithm of the acceptance ratio ``[chain]``; NaN rejects.
+        potential: Of the proposals ``[chain]``; one that is not finite is rejected.
+        noise: Random numbers of each chain.
+    """
+    w: Tensor = state["position"]
+    accept = (noise.uniforms().log() < log_ratio) & potential.isfinite()
+    w.copy_(torch.where(accept[:, None], w, previous))
+    state["accepted"] += accept

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from lightning_slt.posterior import Evaluation
 from lightning_slt.samplers.base import Noise, Sampler, State
 
@@ -37,3 +39,13 @@ class SGLD(Sampler):
         here.gradient.add_to(w, scale=-eps / 2 * nbeta)
         w.add_(noise.normals(), alpha=math.sqrt(eps * self.temperature))
         return state
+
+    def stability(self, precision: float) -> float:
+        """``ε P``."""
+        return self.step_size * precision
+
+    def drift_to_noise(self, force: Tensor) -> Tensor | None:
+        r"""``‖(ε/2)∇U‖ / ‖√ε ξ‖`` of a step at each chain ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``."""
+        scale = math.sqrt(self.step_size * max(self.temperature, 1e-30) * force.shape[1])
+        ratio: Tensor = self.step_size / 2 * force.norm(dim=1) / max(scale, 1e-30)
+        return ratio
