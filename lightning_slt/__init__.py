@@ -11,14 +11,19 @@ from lightning_slt.plan import FailedReadingError, estimate
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.preflight import PreflightError
 from lightning_slt.records import Reading, load_anchor, load_records
-from lightning_slt.samplers import SGLD, Sampler
+from lightning_slt.samplers import HMC, MALA, SGHMC, SGLD, SGNHT, AdamSGLD, RMSPropSGLD, Sampler, UnderdampedLangevin
 from lightning_slt.sampling import SamplingConfig, sample
 from lightning_slt.types import Draw, Estimate, Health
 from lightning_slt.version import __version__
 
 __all__ = [
+    "HMC",
     "LLC",
+    "MALA",
+    "SGHMC",
     "SGLD",
+    "SGNHT",
+    "AdamSGLD",
     "Component",
     "Draw",
     "Estimate",
@@ -29,6 +34,7 @@ __all__ = [
     "LocalPosterior",
     "LogSteps",
     "PreflightError",
+    "RMSPropSGLD",
     "Reading",
     "SLTMonitor",
     "Sampler",
@@ -36,6 +42,7 @@ __all__ = [
     "SamplingData",
     "Settings",
     "Thresholds",
+    "UnderdampedLangevin",
     "__version__",
     "estimate",
     "load_anchor",

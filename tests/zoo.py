@@ -5,6 +5,7 @@ A new sampler or estimator is one more row.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import oracles
@@ -72,7 +73,16 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "float32": lambda: perceptron(dtype=torch.float32),
 }
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"sgld": slt.SGLD}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "sgld": slt.SGLD,
+    "rmsprop": partial(slt.RMSPropSGLD, num_adapt=3),
+    "adam": partial(slt.AdamSGLD, num_adapt=3),
+    "sghmc": slt.SGHMC,
+    "sgnht": slt.SGNHT,
+    "underdamped": partial(slt.UnderdampedLangevin, friction=2.0),
+    "mala": slt.MALA,
+    "hmc": partial(slt.HMC, num_leapfrog=3),
+}
 """Each takes ``step_size`` and ``temperature``."""
 
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {"llc": lambda: slt.LLC(traces=True)}
