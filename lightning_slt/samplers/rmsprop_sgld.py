@@ -13,10 +13,10 @@ Once frozen, coordinates that are independent directions follow SGLD's law, each
 
 While it adapts, the chain lacks a term Γ (the divergence of the preconditioner), which everyone omits, and is biased
 where gradients are not dominated by minibatch noise: steps are short where gradients are large, so the chain lingers
-far out. ``Var · P`` is 1.44, 1.36, 1.16, 1.03 at b₂ = 0.5, 0.9, 0.99, 0.999 with a = 0.1 and a relaxation time of 100
-steps; with b₂ = 0.99 the LLC of a quadratic in 200 dimensions comes out 8 %, 42 % and about 80 % too large at
-a = 0.1, 0.01, 0.001. Where one must adapt always, keep ``1/(1 − b₂)`` well above the relaxation time ``2/(ε_t P)``,
-or ``a ≳ |g|``.
+far out. At ``|g| = a`` and a relaxation time of 100 steps ``Var · P`` is 1.44, 1.37, 1.16, 1.03 with b₂ = 0.5, 0.9,
+0.99, 0.999, and up to 1.95 where ``|g| ≫ a``; the LLC of a quadratic in 200 dimensions (curvatures 0.01 to 1,
+nβ = 100, γ = 0, ε = a/500, all data) comes out 8 %, 42 %, 81 % too large at a = 0.1, 0.01, 0.001, and frozen less than
+1 %. Who must adapt always should keep ``1/(1 − b₂)`` well above the relaxation time ``2/(ε_t P)``, or ``a ≳ |g|``.
 """
 
 from __future__ import annotations
