@@ -1,0 +1,1 @@
+"""Reference trajectories of devinterp on given noise and minibatches: `python -m benchmarks.parity`."""
