@@ -10,6 +10,7 @@ from lightning_slt.health import Thresholds
 from lightning_slt.plan import FailedReadingError, estimate
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.preflight import PreflightError
+from lightning_slt.published import Preset, presets
 from lightning_slt.records import Reading, load_anchor, load_records
 from lightning_slt.samplers import HMC, MALA, SGHMC, SGLD, SGNHT, AdamSGLD, RMSPropSGLD, Sampler, UnderdampedLangevin
 from lightning_slt.sampling import SamplingConfig, sample
@@ -34,6 +35,7 @@ __all__ = [
     "LocalPosterior",
     "LogSteps",
     "PreflightError",
+    "Preset",
     "RMSPropSGLD",
     "Reading",
     "SLTMonitor",
@@ -49,6 +51,7 @@ __all__ = [
     "load_data",
     "load_records",
     "losses",
+    "presets",
     "sample",
     "theory",
 ]

@@ -18,7 +18,7 @@ LAYERS = [
     {"data", "health", "samplers"},
     {"passes", "estimators"},
     {"sampling"},
-    {"preflight"},
+    {"preflight", "published"},
     {"calibration"},
     {"plan", "reporting"},
     {"reading"},
