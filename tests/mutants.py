@@ -16,10 +16,51 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
+LAWS, TWINS, LIMITS = "test_samplers_laws.py", "test_samplers_twins.py", "test_samplers_limits.py"
+
 MUTANTS = [
     ("noise √(ε/2)", "samplers/sgld.py", "math.sqrt(eps * ", "math.sqrt(eps / 2 * ", "test_sgld.py"),
     ("drift ε for ε/2", "samplers/sgld.py", "scale=-eps / 2 * nbeta", "scale=-eps * nbeta", "test_sgld.py"),
     ("no localization", "samplers/sgld.py", "w.lerp_(anchor, eps / 2 * gamma)", "pass", "test_sgld.py"),
+    ("SGHMC's noise", "samplers/sghmc.py", "math.sqrt(2 * alpha", "math.sqrt(alpha", LAWS),
+    ("a whole friction step too few", "samplers/sghmc.py", "u.mul_(1 - alpha)", "u", LAWS),
+    ("the thermostat stands still", "samplers/sgnht.py", "zeta.add_", "zeta.add", LAWS),
+    ("one thermostat for all", "samplers/sgnht.py", ".mean(1, keepdim=True)", ".mean()", "test_zoo.py"),
+    (
+        "BAOAB without its last half",
+        "samplers/underdamped.py",
+        "        w.add_(v, alpha=h / 2)\n        return",
+        "        return",
+        LAWS,
+    ),
+    ("MALA accepts all", "samplers/base.py", "noise.uniforms().log() < log_ratio", "log_ratio == log_ratio", LAWS),
+    ("MALA without proposal densities", "samplers/mala.py", " + (k * (xi - k / 2)).sum(1)", "", LAWS),
+    (
+        "HMC without its last half kick",
+        "samplers/hmc.py",
+        "self.num_leapfrog else -h / 2",
+        "self.num_leapfrog else 0.0",
+        LAWS,
+    ),
+    ("infinite potentials accepted", "samplers/base.py", " & potential.isfinite()", "", LIMITS),
+    ("minibatches for exact samplers", "samplers/hmc.py", "full_batch: ClassVar[bool] = True", "", LIMITS),
+    (
+        "never frozen",
+        "samplers/preconditioning.py",
+        '== "burnin" and state["steps"] == ',
+        '== "" and state["steps"] == ',
+        LAWS,
+    ),
+    (
+        "the one remembered",
+        "samplers/preconditioning.py",
+        "        s.mul_(",
+        "        s = state['squares'] = s + (state['steps'] == 1) * self.decay\n        s.mul_(",
+        LAWS,
+    ),
+    ("√ε of one coordinate for ε", "samplers/rmsprop_sgld.py", "force.mul_(root), root", "force, root", TWINS),
+    ("no bias correction", "samplers/preconditioning.py", ".div_(1 - forgotten)", "", TWINS),
+    ("momentum without correction", "samplers/adam_sgld.py", 'nbeta / (1 - state["weight"])', "nbeta", TWINS),
     (
         "covariance without the mean product",
         "statistics.py",
