@@ -22,8 +22,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lightning_slt.batches import ChainBatch
 from lightning_slt.components import Component
-from lightning_slt.data import ChainBatch, SamplingData
+from lightning_slt.data import SamplingData
 from lightning_slt.passes import SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.samplers import SGLD, Sampler

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Subset, TensorDataset, default_collate
 
+from lightning_slt.batches import ChainBatch, Form, same, split_batch, stack_batches
 from lightning_slt.seeding import generator
 from lightning_slt.sources import Collate, copy_dataset, source_parts
 from lightning_slt.types import Batch
@@ -26,37 +28,6 @@ MEMORY_LIMIT = 2**30
 
 LOOKED_AT = 4096
 """Samples that are collated alone, to see whether all have the same shape."""
-
-
-class ChainBatch(NamedTuple):
-    """Minibatches of several chains.
-
-    Attributes:
-        leaves: Tensors of the batch, each ``[chain, sample, …]``; without the chain axis where all chains share it.
-        spec: How they nest, with everything that is no tensor.
-        shared: Whether all chains use the same minibatch.
-        indices: Which samples these are, ``[chain, sample]`` or ``[sample]`` where shared.
-        ragged: The batches one by one, where they do not stack: shapes differ, or entries that are no tensors.
-    """
-
-    leaves: tuple[Tensor, ...]
-    spec: Callable[[Sequence[Tensor]], Batch]
-    shared: bool
-    indices: Tensor
-    ragged: tuple[Batch, ...] = ()
-
-    def of_chain(self, row: int) -> Batch:
-        """Batch of one chain, exactly as collated."""
-        if self.ragged:
-            return self.ragged[row]
-        return self.spec(self.leaves if self.shared else [leaf[row] for leaf in self.leaves])
-
-    def rows(self, start: int, stop: int) -> ChainBatch:
-        """Batches of some of the chains."""
-        if self.shared:
-            return self
-        leaves = tuple(leaf[start:stop] for leaf in self.leaves)
-        return self._replace(leaves=leaves, indices=self.indices[start:stop], ragged=self.ragged[start:stop])
 
 
 @dataclass(frozen=True)
@@ -90,16 +61,14 @@ class SamplingData:
         """Minibatches for several chains ``[chain, sample]``, or one for all of them ``[sample]``."""
         shared = indices.ndim == 1
         if self.whole is not None:
-            leaves, spec = _split(_take(self.whole, indices))
-            return ChainBatch(leaves, spec, shared, indices)
+            leaves, form = self._whole_split
+            return ChainBatch(tuple(_rows(leaf, indices) for leaf in leaves), form, shared, indices)
         batches = [self.batch(row) for row in indices.reshape(-1, indices.shape[-1])]
-        if shared:
-            leaves, spec = _split(batches[0])
-            return ChainBatch(leaves, spec, True, indices)
-        split = [_split(b) for b in batches]
-        stackable = _stackable(batches)
-        stacked = tuple(torch.stack(column) for column in zip(*(s[0] for s in split), strict=True)) if stackable else ()
-        return ChainBatch(stacked, split[0][1], False, indices, () if stackable else tuple(batches))
+        return ChainBatch(*split_batch(batches[0]), True, indices) if shared else stack_batches(batches, indices)
+
+    @cached_property
+    def _whole_split(self) -> tuple[tuple[Tensor, ...], Form]:
+        return split_batch(self.whole)
 
 
 def load_data(
@@ -140,22 +109,6 @@ def load_data(
         samples = _Rows([column[keep] for column in columns])
     whole = _whole(samples, prepare, seed)
     return SamplingData(samples if whole is None else (), prepare, whole, len(samples), total)
-
-
-def _stackable(batches: Sequence[Batch]) -> bool:
-    """Whether batches differ in the content of their tensors alone."""
-    first, spec = pytree.tree_flatten(batches[0])
-    for batch in batches[1:]:
-        leaves, other = pytree.tree_flatten(batch)
-        if spec != other or not all(_alike_leaves(a, b) for a, b in zip(first, leaves, strict=True)):
-            return False
-    return True
-
-
-def _alike_leaves(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype
-    return _same(a, b)
 
 
 class _Prepare:
@@ -260,7 +213,7 @@ def _whole(samples: Sequence[Any], prepare: _Prepare, seed: int) -> Batch | None
         index = torch.randperm(len(samples), generator=g)[:size]
         ours, spec = pytree.tree_flatten(_take(whole, index))
         theirs, other = pytree.tree_flatten(prepare([samples[i] for i in index.tolist()]))
-        if spec != other or not all(_same(a, b) for a, b in zip(ours, theirs, strict=True)):
+        if spec != other or not all(same(a, b) for a, b in zip(ours, theirs, strict=True)):
             return None
     return whole
 
@@ -277,29 +230,10 @@ def _alike(samples: Sequence[Any], collate: Callable[[list[Any]], Batch]) -> boo
         return False
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-    return type(a) is type(b) and isinstance(a, int | float | str | bool | type(None)) and a == b
-
-
 def _take(whole: Batch, indices: Tensor) -> Batch:
-    def take(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        picked = leaf.index_select(0, indices.flatten().to(leaf.device))
-        return picked.view(*indices.shape, *leaf.shape[1:])
-
-    return pytree.tree_map(take, whole)
+    return pytree.tree_map_only(Tensor, lambda leaf: _rows(leaf, indices), whole)
 
 
-def _split(batch: Batch) -> tuple[tuple[Tensor, ...], Callable[[Sequence[Tensor]], Batch]]:
-    leaves, spec = pytree.tree_flatten(batch)
-    is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
-
-    def join(tensors: Sequence[Tensor]) -> Batch:
-        rest = iter(tensors)
-        joined = [next(rest) if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True)]
-        return pytree.tree_unflatten(joined, spec)
-
-    return tuple(leaf for leaf, t in zip(leaves, is_tensor, strict=True) if t), join
+def _rows(leaf: Tensor, indices: Tensor) -> Tensor:
+    picked = leaf.index_select(0, indices.flatten().to(leaf.device))
+    return picked.view(*indices.shape, *leaf.shape[1:])

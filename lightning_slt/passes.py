@@ -13,15 +13,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from lightning_slt.batches import ChainBatch
 from lightning_slt.batching import ChainRules
-from lightning_slt.data import ChainBatch
 from lightning_slt.posterior import Gradient, LocalPosterior, Part
+from lightning_slt.tracing import Function, Tensors, record
 from lightning_slt.types import FunctionalLoss, Params
+
+RECORDED_AT_MOST = 2**24
+"""Coordinates of all chains together, above which the Python around a pass does not count beside the pass."""
+
+KINDS_AT_MOST = 4
+"""Shapes of minibatches that are recorded."""
+
+CHECKS = 2
+"""How often a recording is compared with what it was made of, on other weights and data each time."""
+
+_LOSS_ALONE, _WITH_GRADIENT = "loss", "loss and gradient"
 
 
 class Passes(ABC):
@@ -80,26 +93,110 @@ class Passes(ABC):
 
 
 class VectorizedPasses(Passes):
-    """All chains at once."""
+    """All chains at once.
+
+    Args:
+        posterior: Gives the loss and the layout.
+        position: Free coordinates ``[chain, coordinate]``.
+        record: Run the loss's own code once, and then the operations that it came to, where that gives the same.
+    """
+
+    def __init__(self, posterior: LocalPosterior, position: Tensor, *, record: bool = False) -> None:
+        """Record only what is small enough for the Python around it to count."""
+        super().__init__(posterior, position)
+        self._recorder = Recorder() if record and position.numel() <= RECORDED_AT_MOST else None
 
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
-        loss = self._losses(self.posterior.loss, batch, mean=True)
-        gradients = torch.autograd.grad(loss.sum(), list(self.leaves.values()), allow_unused=True)
-        return loss.detach(), Gradient(self._parts(slice(None), gradients), self.position)
+        loss, *gradients = self._run(_WITH_GRADIENT, batch)
+        assert loss is not None
+        return loss, Gradient(self._parts(slice(None), gradients), self.position)
+
+    @torch.no_grad()
+    def loss(self, batch: ChainBatch) -> Tensor:
+        """Mean minibatch loss ``[chain]``, in nats."""
+        self._fill_masked()
+        (loss,) = self._run(_LOSS_ALONE, batch)
+        assert loss is not None
+        return loss
+
+    def _run(self, purpose: str, batch: ChainBatch) -> Tensors:
+        tensors = (*self.leaves.values(), *batch.leaves)
+        count = len(self.leaves)
+
+        def run(*tensors: Tensor) -> Tensors:
+            weights = [w.detach().requires_grad_(purpose == _WITH_GRADIENT) for w in tensors[:count]]
+            loss = self._vectorized(self.posterior.loss, weights, batch._replace(leaves=tensors[count:]), mean=True)
+            if purpose == _LOSS_ALONE:
+                return [loss]
+            return [loss.detach(), *torch.autograd.grad(loss.sum(), weights, allow_unused=True)]
+
+        if self._recorder is None or batch.ragged:
+            return run(*tensors)
+        return self._recorder.run(purpose, run, tensors, batch)
 
     def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
+        return self._vectorized(loss, tuple(self.leaves.values()), batch, mean=mean)
+
+    def _vectorized(self, loss: FunctionalLoss, weights: Sequence[Tensor], batch: ChainBatch, *, mean: bool) -> Tensor:
         if batch.ragged:
             raise RuntimeError("minibatches of different chains differ in shape, or in entries that are no tensors")
-
         names = tuple(self.leaves)
 
         def one_chain(weights: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
-            losses = loss(dict(zip(names, weights, strict=True)), batch.spec(leaves))
+            losses = loss(dict(zip(names, weights, strict=True)), batch.form.join(leaves))
             return losses.mean() if mean else losses
 
         with ChainRules():
             run = vmap(one_chain, in_dims=(0, None if batch.shared else 0), randomness="same")
-            return run(tuple(self.leaves.values()), batch.leaves)
+            return run(tuple(weights), batch.leaves)
+
+
+class Recorder:
+    """Recorded passes by purpose and kind of minibatch, each compared with the passes themselves twice."""
+
+    def __init__(self) -> None:
+        """Nothing recorded yet."""
+        self._known: dict[str, list[_Recording]] = {}
+
+    def run(self, purpose: str, passes: Function, tensors: Sequence[Tensor], batch: ChainBatch) -> Tensors:
+        """What ``passes(*tensors)`` gives."""
+        known = self._known.setdefault(purpose, [])
+        recording = next((r for r in known if r.batch.like(batch)), None)
+        if recording is None:
+            if len(known) == KINDS_AT_MOST:  # padded to ever other lengths: recording would cost more than it saves
+                return passes(*tensors)
+            recording = _Recording(record(passes, tensors), batch)
+            known.append(recording)
+        if recording.replay is None:
+            return passes(*tensors)
+        with torch.no_grad():
+            replayed = recording.replay(*tensors)
+        if recording.checks < CHECKS:
+            recording.checks += 1
+            plain = passes(*tensors)
+            if not all(_agree(a, b) for a, b in zip(replayed, plain, strict=True)):
+                recording.replay = None
+                return plain
+        return replayed
+
+
+@dataclass
+class _Recording:
+    replay: Function | None
+    batch: ChainBatch
+    checks: int = 0
+
+
+def _agree(replayed: Tensor | None, plain: Tensor | None) -> bool:
+    """Whether two results are equal up to rounding, or wherever the plain one is finite."""
+    if replayed is None or plain is None:
+        return replayed is plain
+    if replayed.shape != plain.shape or replayed.dtype != plain.dtype:
+        return False
+    finite = torch.isfinite(plain)
+    scale = plain[finite].norm()
+    tolerance = 1e-10 if plain.dtype == torch.float64 else 1e-4
+    return bool((replayed[finite] - plain[finite]).norm() <= tolerance * scale)
 
 
 class SequentialPasses(Passes):

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lightning_slt.batches import ChainBatch
 from lightning_slt.calibration import Settings, calibrate_relative
 from lightning_slt.components import Component, resolve_components
-from lightning_slt.data import ChainBatch, SamplingData, Streams, load_data
+from lightning_slt.data import SamplingData, Streams, load_data
 from lightning_slt.estimators.base import Estimator, Run
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_slt.data import ChainBatch, SamplingData
+from lightning_slt.batches import ChainBatch
+from lightning_slt.data import SamplingData
 from lightning_slt.isolation import seed_everything
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import LocalPosterior

@@ -16,12 +16,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_slt.data import ChainBatch, SamplingData, Streams, load_data
+from lightning_slt.batches import ChainBatch
+from lightning_slt.data import SamplingData, Streams, load_data
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import Evaluation, Gradient, LocalPosterior
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.seeding import generator
 from lightning_slt.types import Draw, FunctionalLoss, Motion
+
+RECORDED_FROM = 256
+"""Steps of a run from which recording the passes pays: it costs about as much as it saves in 100 to 200 of them."""
 
 ChainMethod = Literal["auto", "vectorized", "sequential"]
 
@@ -150,8 +154,7 @@ class _Chunk:
         self.sequential = config.chain_method == "sequential"
         rows = [*self.chains, *self.chains] if len(self.chains) == 1 and not self.sequential else list(self.chains)
         self.position = posterior.anchor_row.repeat(len(rows), 1)
-        route: type[Passes] = SequentialPasses if self.sequential else VectorizedPasses
-        self.passes = route(posterior, self.position)
+        self.passes = self._passes_at(self.position)
         self.noise = ChainNoise(rows, like=self.position, seed=config.seed)
         self.streams = Streams(
             len(data),
@@ -163,6 +166,12 @@ class _Chunk:
         self.anchor_losses = anchor_losses
         self._at_anchor: Passes | None = None
         self._fixed: ChainBatch | None = None
+
+    def _passes_at(self, position: Tensor) -> Passes:
+        if self.sequential:
+            return SequentialPasses(self.posterior, position)
+        steps = self.sampler.adaptation_steps + self.config.num_steps
+        return VectorizedPasses(self.posterior, position, record=steps >= RECORDED_FROM)
 
     def run(self, probes: Mapping[str, ProbeData], on_step: Callable[[int], None] | None) -> Iterator[Draw]:
         """Step t uses minibatch t at position t; positions 1 … total may be draws, position 0 is the anchor."""
@@ -217,7 +226,7 @@ class _Chunk:
             known = self.anchor_losses[batch.indices.to(self.anchor_losses.device)].mean(-1)
             return known.expand(count) if batch.shared else known
         if self._at_anchor is None:
-            self._at_anchor = type(self.passes)(self.posterior, self.posterior.anchor_row.expand(count, -1))
+            self._at_anchor = self._passes_at(self.posterior.anchor_row.repeat(count, 1))
         if self._fixed is None:
             return self._at_anchor.loss(batch)
         if not hasattr(self, "_fixed_loss"):

@@ -14,7 +14,7 @@ ROOT = Path(lightning_slt.__file__).parent
 LAYERS = [
     {"types", "version", "seeding", "memory"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics", "records"}
-    | {"theory", "batching"},
+    | {"theory", "batching", "batches", "tracing"},
     {"data", "health", "samplers"},
     {"passes", "estimators"},
     {"sampling"},

@@ -1,0 +1,151 @@
+r"""A function of tensors, run once and kept as a flat list of operations.
+
+Small networks cost less than the Python around them: ``vmap``, the module's own code and autograd run anew at every
+step and do the same each time. Recorded once they are a list of operations, forward and backward, that gives the same
+bits at less than half the cost. Functions that decide by the values they see cannot be recorded; those that draw random
+numbers or write to what they are given are not.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+aten = torch.ops.aten
+Tensors = Sequence[Tensor | None]
+Function = Callable[..., Tensors]
+
+_REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError, KeyError)
+_BATCH_NORMS = {aten.native_batch_norm.default: (3, 5), aten.cudnn_batch_norm.default: (3, 5)}
+_WITHOUT_EFFECT = {aten.detach.default, aten.alias.default}
+_SAME_SHAPE = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.reshape.default}
+
+
+def record(function: Function, inputs: Sequence[Tensor]) -> Function | None:
+    """The operations of ``function(*inputs)``, as a function of other inputs of the same shapes.
+
+    Args:
+        function: Of tensors, giving tensors; run once.
+        inputs: To run it on.
+
+    Returns:
+        A function that gives what ``function`` gives, or None where it cannot be recorded.
+
+    >>> double = record(lambda x: [2 * x], [torch.ones(2)])
+    >>> double(torch.tensor([3.0, 4.0]))
+    [tensor([6., 8.])]
+    """
+    try:
+        recorded = make_fx(function)(*inputs)
+    except _REFUSALS:
+        return None
+    graph = recorded.graph
+    if any(_draws(node) or _writes_outside(node) for node in graph.nodes):
+        return None
+    if not any(_writes(node) for node in graph.nodes):
+        _simplify(graph)
+    graph.eliminate_dead_code()
+    recorded.recompile()
+    replay: Function = recorded.forward
+    return replay
+
+
+def _draws(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operation changes one of its arguments; old batch norms do without saying so."""
+    if node.op != "call_function":
+        return False
+    statistics, training = _BATCH_NORMS.get(node.target, (None, None))  # type: ignore[call-overload]
+    if statistics is not None:
+        return node.args[statistics] is not None and bool(node.args[training])
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _writes_outside(node: fx.Node) -> bool:
+    """Whether it changes something that the function was given or holds."""
+    return _writes(node) and any(_origin(a).op in ("placeholder", "get_attr") for a in _written(node))
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    schema = node.target._schema  # type: ignore[union-attr]
+    for place, argument in enumerate(schema.arguments):
+        value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+        alias = argument.alias_info is not None and argument.alias_info.is_write
+        if isinstance(value, fx.Node) and (alias or node.target in _BATCH_NORMS):
+            yield value
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """What a view looks at."""
+    while node.op == "call_function" and node.target is not operator.getitem:
+        schema = getattr(node.target, "_schema", None)
+        looks_at = [a for a in schema.arguments if a.alias_info is not None] if schema else []
+        if not looks_at or not isinstance(node.args[0], fx.Node):
+            return node
+        node = node.args[0]
+    return node
+
+
+def _simplify(graph: fx.Graph) -> None:
+    """Leave out what has no effect, and run softmaxes over few classes in the order that vectorizes."""
+    for node in list(graph.nodes):
+        if _idle(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in _SHORT and _few_classes(node):
+            function, arity = _SHORT[node.target]
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.call_function(function, node.args[:arity]))
+            graph.erase_node(node)
+
+
+def _idle(node: fx.Node) -> bool:
+    if node.target in _WITHOUT_EFFECT:
+        return True
+    if node.target is not aten.mul.Scalar and node.target not in _SAME_SHAPE:
+        return False
+    before, after = node.args[0].meta.get("val"), node.meta.get("val")  # type: ignore[union-attr]
+    if before is None or after is None or before.shape != after.shape or before.dtype != after.dtype:
+        return False
+    return node.target is not aten.mul.Scalar or bool(node.args[1] == 1)
+
+
+def _few_classes(node: fx.Node) -> bool:
+    """A CPU softmax over the last axis that is shorter than a vector register, which is then filled one by one."""
+    value = node.meta.get("val")
+    if value is None or value.device.type != "cpu" or value.dtype != torch.float32 or value.ndim < 2:
+        return False
+    axis = node.args[1] if node.target is aten._log_softmax.default else node.args[2]
+    lanes = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+    return bool(axis in (-1, value.ndim - 1) and value.shape[-1] < lanes)
+
+
+def _log_softmax(x: Tensor) -> Tensor:
+    """The same bits as over the last axis, many samples at a time."""
+    turned: Tensor = aten._log_softmax.default(_turned(x), x.ndim - 2, False)
+    return _turned(turned)
+
+
+def _log_softmax_backward(grad: Tensor, output: Tensor) -> Tensor:
+    turned: Tensor = aten._log_softmax_backward_data.default(_turned(grad), _turned(output), grad.ndim - 2, grad.dtype)
+    return _turned(turned)
+
+
+def _turned(x: Tensor) -> Tensor:
+    return x.transpose(-1, -2).contiguous()
+
+
+_SHORT: dict[Any, tuple[Callable[..., Tensor], int]] = {
+    aten._log_softmax.default: (_log_softmax, 1),
+    aten._log_softmax_backward_data.default: (_log_softmax_backward, 2),
+}
+"""What runs in the place of an operation, and how many of its arguments it takes."""
