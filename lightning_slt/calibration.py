@@ -57,7 +57,7 @@ class Settings:
         localization: γ, fixed for a run.
         sampling: Counts of this reading, burn-in resolved.
         curvature: λ_max at the anchor where it was measured, else NaN.
-        stability: ``ε (nβ λ_max + γ)`` where it was measured, else NaN.
+        stability: The sampler's own number of that curvature, ``ε (nβ λ_max + γ)`` for SGLD; NaN where unknown.
         steps: Share of the steps that this anchor's curvature asks for; below 1 where the cap on them was met.
         calibrated: Which of these were found rather than given.
     """
@@ -147,7 +147,7 @@ def calibrate_relative(
         localization=localization,
         sampling=sampling,
         curvature=curvature,
-        stability=sampler.step_size * (nbeta * curvature + localization),
+        stability=sampler.stability(nbeta * curvature + localization),
         calibrated=calibrated,
     )
     return replace(settings, sampling=replace(sampling, num_burnin=_burnin(settings)))
@@ -263,9 +263,11 @@ def _probe_batches(data: SamplingData, sampling: SamplingConfig) -> list[ChainBa
 
 
 def _burnin(settings: Settings) -> int:
-    """Given, or ``RELAXATIONS / (ε γ)`` steps, at most ten times the kept ones."""
+    """Given, or ``RELAXATIONS / (ε γ)`` steps of SGLD, at most ten times the kept ones; else as many as are kept."""
     if settings.sampling.num_burnin is not None:
         return settings.sampling.num_burnin
-    rate = settings.sampler.step_size * settings.localization
     kept = settings.sampling.num_draws * settings.sampling.thinning
+    if not isinstance(settings.sampler, SGLD):
+        return kept
+    rate = settings.sampler.step_size * settings.localization
     return min(math.ceil(RELAXATIONS / rate), 10 * kept) if rate > 0 else kept

@@ -152,7 +152,7 @@ class Streams:
         streams = [0] if share_batches else list(chains)
         purpose = "shared batches" if share_batches else "batches"
         self._generators = [generator(seed, purpose, c) for c in streams]
-        self._orders = [torch.empty(0, dtype=torch.long) for _ in streams]
+        self._orders = torch.empty(len(streams), count, dtype=torch.long)
         self._used = count
 
     def next(self) -> Tensor:
@@ -160,12 +160,12 @@ class Streams:
         if self.full:
             return torch.arange(self.count)
         if self._used + self.batch_size > self.count:
-            self._orders = [torch.randperm(self.count, generator=g) for g in self._generators]
+            for order, g in zip(self._orders, self._generators, strict=True):
+                torch.randperm(self.count, generator=g, out=order)
             self._used = 0
-        window = slice(self._used, self._used + self.batch_size)
+        rows = self._orders[:, self._used : self._used + self.batch_size].clone()
         self._used += self.batch_size
-        rows = [order[window] for order in self._orders]
-        return rows[0] if self.shared else torch.stack(rows)
+        return rows[0] if self.shared else rows
 
 
 def _subset(total: int, limit: int, seed: int) -> Tensor:

@@ -259,6 +259,7 @@ class ChainNoise:
     def __init__(self, chains: Sequence[int], *, like: Tensor, seed: int) -> None:
         """Seed one generator per chain."""
         self.rows = torch.empty_like(like)
+        self._each = self.rows.unbind()
         self._generators = [generator(seed, "noise", chain, device=like.device) for chain in chains]
         threads = min(len(chains), torch.get_num_threads(), os.cpu_count() or 1)
         parallel = like.device.type == "cpu" and threads > 1 and like.shape[1] >= 4096
@@ -278,4 +279,4 @@ class ChainNoise:
         return torch.cat([self.rows.new_empty(1).uniform_(generator=g) for g in self._generators])
 
     def _fill(self, chain: int) -> None:
-        self.rows[chain].normal_(generator=self._generators[chain])
+        self._each[chain].normal_(generator=self._generators[chain])

@@ -54,8 +54,11 @@ class Traces(Metric):
 
     def update(self, chains: Sequence[int], index: int, values: Tensor) -> None:
         """Write one draw of some chains, in any order; ``values`` is ``[chain]``."""
-        rows = torch.tensor(chains, device=self.values.device)
-        self.values[rows, index] = values.to(self.values)
+        first, last = chains[0], chains[-1]
+        if list(chains) == list(range(first, last + 1)):  # an index tensor would cost more than the rest
+            self.values[first : last + 1, index] = values
+        else:
+            self.values[torch.tensor(chains, device=self.values.device), index] = values.to(self.values)
 
     def compute(self) -> Tensor:
         """``[chain, draw]``, float64."""

@@ -105,3 +105,23 @@ def test_a_loss_without_curvature_needs_a_localization():
     with pytest.raises(ValueError, match="no localization can be derived"):
         slt.estimate(Slope(), DATA, [slt.LLC()], loss_fn=lambda m, b: m.w.sum().expand(1))
     assert math.isfinite(settings(1.0).resolution)
+
+
+def test_other_samplers_are_judged_by_their_own_stability():
+    net = nn.Linear(3, 1)
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, net(x).detach())
+    inputs = torch.cat([x, torch.ones(64, 1)], 1)
+    curvature = float(torch.linalg.eigvalsh(2 * inputs.T @ inputs / 64).max())
+    counts = slt.SamplingConfig(num_chains=2, num_draws=20, thinning=2, batch_size=64)
+    for sampler in (slt.UnderdampedLangevin(step_size=0.02, friction=1.0), slt.SGHMC(step_size=1e-3)):
+        llc = slt.estimate(
+            net, data, [slt.LLC()], sampler=sampler, nbeta=30.0, sampling=counts, loss_fn=slt.losses.regression
+        )["llc"]
+        expected = sampler.stability(1.1 * 30.0 * curvature)  # γ is a tenth of nβ λ_max
+        assert llc.health.values["step_size"] == pytest.approx(expected, rel=0.15)
+    llc = slt.estimate(
+        net, data, [slt.LLC()], sampler=slt.RMSPropSGLD(step_size=1e-3, num_adapt=10), nbeta=30.0, sampling=counts,
+        loss_fn=slt.losses.regression,
+    )["llc"]  # fmt: skip
+    assert "step_size" not in llc.health.values  # it has none that a curvature alone could tell
