@@ -186,6 +186,10 @@ MUTANTS = [
         "self.budget.overhead",
         "test_ddp.py",
     ),
+    ("random numbers recorded", "tracing.py", "_draws(node) or ", "", "test_tracing.py"),
+    ("writing to the weights recorded", "tracing.py", " or _writes_outside(node)", "", "test_tracing.py"),
+    ("a recording never compared", "passes.py", "if recording.checks < CHECKS:", "if False:", "test_tracing.py"),
+    ("any batch replayed alike", "batches.py", "if self is other:", "if True:", "test_tracing.py"),
 ]
 
 

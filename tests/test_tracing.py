@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 import lightning_slt as slt
 from lightning_slt import sampling
+from lightning_slt.batches import ChainBatch, split_batch
 from lightning_slt.functional import ModuleLoss
 from lightning_slt.isolation import isolated
 from lightning_slt.passes import CHECKS, VectorizedPasses
@@ -128,3 +129,19 @@ def test_softmax_over_few_classes(classes: int, shape: tuple[int, ...]) -> None:
     for found, expected in zip(replay(x), run(x), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
         assert found.is_contiguous()
+
+
+def test_batches_that_differ_in_more_than_their_tensors_are_recorded_apart() -> None:
+    def loss(weights: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
+        return batch["scale"] * (weights["w"] - batch["x"]).square().sum(-1)
+
+    def batch(scale: float, size: int) -> ChainBatch:
+        x = torch.ones(2, size, 3)
+        return ChainBatch(*split_batch({"x": x, "scale": scale}), False, torch.zeros(2, size, dtype=torch.long))
+
+    posterior = slt.LocalPosterior(loss=loss, anchor={"w": torch.zeros(3)}, nbeta=1.0, localization=1.0)
+    passes = VectorizedPasses(posterior, posterior.anchor_row.repeat(2, 1), record=True)
+    for _ in range(CHECKS + 1):
+        for scale in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0):  # more kinds than are recorded
+            for size in (4, 5):
+                assert passes.loss(batch(scale, size)).tolist() == [3 * scale] * 2
