@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lightning_slt.batches import ChainBatch
 from lightning_slt.data import SamplingData, Streams, load_data
+from lightning_slt.motion import acceptance, depart, measure
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
-from lightning_slt.posterior import Evaluation, Gradient, LocalPosterior
+from lightning_slt.posterior import Evaluation, LocalPosterior
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.seeding import generator
 from lightning_slt.types import Draw, FunctionalLoss, Motion
@@ -179,19 +180,24 @@ class _Chunk:
         total = first + config.num_steps
         state = self.sampler.init(self.position, self.noise)
         every = max(1, config.num_draws // 4)
+        accepted: Tensor | None = None
         for step in range(total + 1):
             batch = self._next_batch()
             index = _kept(step - first, config)
-            last = step == total
-            loss, gradient = (self.passes.loss(batch), None) if last else self.passes.loss_and_gradient(batch)
+            if step == total:
+                yield self._draw(config.num_draws - 1, step, batch, self.passes.loss(batch), None, probes)
+                return
+            again = partial(self.passes.loss_and_gradient, batch)
+            loss, gradient = again()
+            here = Evaluation(posterior=self.posterior, loss=loss, gradient=gradient, again=again)
             if index is not None:
-                measured = index % every == 0 and gradient is not None
-                yield self._draw(index, step, batch, loss, gradient if measured else None, probes)
-            if gradient is not None:
-                again = partial(self.passes.loss_and_gradient, batch)
-                here = Evaluation(posterior=self.posterior, loss=loss, gradient=gradient, again=again)
-                state = self.sampler.step(state, here, self.noise)
-            if on_step is not None and not last:
+                motion = self._motion(here, accepted) if index % every == 0 else None
+                yield self._draw(index, step, batch, loss, motion, probes)
+            following = _kept(step + 1 - first, config)
+            start = depart(self.position, here) if following is not None and following % every == 0 else None
+            state = self.sampler.step(state, here, self.noise)
+            accepted = None if start is None else acceptance(self.sampler, start, self.position, here)
+            if on_step is not None:
                 on_step(len(self.chains))
 
     def _next_batch(self) -> ChainBatch:
@@ -206,7 +212,7 @@ class _Chunk:
         step: int,
         batch: ChainBatch,
         loss: Tensor,
-        gradient: Gradient | None,
+        motion: Motion | None,
         probes: Mapping[str, ProbeData],
     ) -> Draw:
         alive = slice(0, len(self.chains))
@@ -218,7 +224,7 @@ class _Chunk:
             anchor_loss=self._anchor_loss(batch, len(loss))[alive],
             position=self.position[alive],
             probes={name: self._probe(probe)[alive] for name, probe in probes.items()},
-            motion=None if gradient is None else self._motion(gradient, alive),
+            motion=motion,
         )
 
     def _anchor_loss(self, batch: ChainBatch, count: int) -> Tensor:
@@ -236,11 +242,8 @@ class _Chunk:
     def _probe(self, probe: ProbeData) -> Tensor:
         return torch.cat([self.passes.losses(batch, probe.loss) for batch in probe.batches], 1)
 
-    def _motion(self, gradient: Gradient, alive: slice) -> Motion:
-        distance = (self.position - self.posterior.anchor_row).norm(dim=1)
-        force = self.posterior.gradient(self.position, gradient)
-        ratio = self.sampler.drift_to_noise(force)
-        return Motion(distance=distance[alive], drift_to_noise=None if ratio is None else ratio[alive])
+    def _motion(self, here: Evaluation, accepted: Tensor | None) -> Motion:
+        return measure(self.sampler, self.position, here, accepted, slice(0, len(self.chains)))
 
 
 def _kept(step: int, config: SamplingConfig) -> int | None:

@@ -73,10 +73,13 @@ class Motion:
         distance: ``‖w − w*‖`` over the free coordinates.
         drift_to_noise: Norm of the deterministic part of the step over the norm of its noise; None where the
             sampler's steps have no such parts.
+        acceptance: Probability that a Metropolis correction would accept the step that led here; None where the step
+            is no proposal of known density.
     """
 
     distance: Tensor
-    drift_to_noise: Tensor | None
+    drift_to_noise: Tensor | None = None
+    acceptance: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

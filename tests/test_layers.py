@@ -16,7 +16,7 @@ LAYERS = [
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics", "records"}
     | {"theory", "batching", "batches", "tracing"},
     {"data", "health", "samplers"},
-    {"passes", "estimators"},
+    {"passes", "estimators", "motion"},
     {"sampling"},
     {"preflight", "published"},
     {"calibration"},

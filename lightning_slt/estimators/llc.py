@@ -50,13 +50,13 @@ class _LLCAccumulator(Accumulator):
     def __init__(self, estimator: LLC, run: Run) -> None:
         self.estimator, self.run = estimator, run
         device = statistics_device(run.device)
-        self.rise, self.anchor, self.steps, self.distance, self.drift_to_noise = (
-            Traces(run.num_chains, run.num_draws, device=device) for _ in range(5)
+        self.rise, self.anchor, self.steps, self.distance, self.drift_to_noise, self.acceptance = (
+            Traces(run.num_chains, run.num_draws, device=device) for _ in range(6)
         )
 
     @property
     def states(self) -> Sequence[Metric]:
-        return self.rise, self.anchor, self.steps, self.distance, self.drift_to_noise
+        return self.rise, self.anchor, self.steps, self.distance, self.drift_to_noise, self.acceptance
 
     def update(self, draw: Draw) -> None:
         self.rise.update(draw.chains, draw.index, draw.loss.double() - draw.anchor_loss.double())
@@ -66,6 +66,8 @@ class _LLCAccumulator(Accumulator):
             self.distance.update(draw.chains, draw.index, draw.motion.distance)
             if draw.motion.drift_to_noise is not None:
                 self.drift_to_noise.update(draw.chains, draw.index, draw.motion.drift_to_noise)
+            if draw.motion.acceptance is not None:  # never exactly zero, which marks what was not measured
+                self.acceptance.update(draw.chains, draw.index, draw.motion.acceptance.double().clamp(min=1e-300))
 
     def compute(self) -> Estimate:
         rise, steps = self.rise.values.cpu(), self.steps.values.cpu()
@@ -87,12 +89,15 @@ class _LLCAccumulator(Accumulator):
         run = self.run
         enough = len(live) > 0 and live.shape[1] >= 4
         measured = self.distance.values.cpu()[alive]
-        drift_to_noise = _mean_measured(self.drift_to_noise.values.cpu()[alive])
+        moves = {
+            "drift_to_noise": _mean_measured(self.drift_to_noise.values.cpu()[alive]),
+            "acceptance": _mean_measured(self.acceptance.values.cpu()[alive]),
+        }
         reach = math.sqrt(run.dimension / run.localization) if run.localization else math.inf
         return {
             **trace_values(live),
             "finite": float(num_dead),
-            **({"drift_to_noise": drift_to_noise} if not math.isnan(drift_to_noise) else {}),
+            **{name: value for name, value in moves.items() if not math.isnan(value)},
             "prior_bound": _mean_measured(measured[:, measured.shape[1] // 2 :]) / reach,
             **({"step_size": run.stability, "steps": run.steps} if math.isfinite(run.stability) else {}),
             "ess_bulk": float(ess_bulk(live)) if enough else math.nan,

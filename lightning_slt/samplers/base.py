@@ -96,6 +96,19 @@ class Sampler(ABC):
             A number in proportion to P; NaN where the step size and P alone do not tell.
         """
 
+    def log_proposal(self, start: Tensor, end: Tensor, force: Tensor) -> Tensor | None:
+        """Log density, up to a constant, of a step that leads from ``start`` to ``end``, each ``[chain, coordinate]``.
+
+        Args:
+            start: Where the step begins.
+            end: Where it leads.
+            force: ∇U at its start ``[chain, coordinate]``.
+
+        Returns:
+            ``[chain]``; None for samplers whose step has no density, or depends on more than the position.
+        """
+        return None
+
     def drift_to_noise(self, force: Tensor) -> Tensor | None:
         r"""Norm of the drift of a step over that of its noise ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``.
 

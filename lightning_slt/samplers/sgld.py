@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
@@ -43,6 +44,14 @@ class SGLD(Sampler):
     def stability(self, precision: float) -> float:
         """``ε P``."""
         return self.step_size * precision
+
+    def log_proposal(self, start: Tensor, end: Tensor, force: Tensor) -> Tensor | None:
+        r"""``−‖end − start + (ε/2)∇U‖² / 2εT``; None where nothing is random."""
+        variance = self.step_size * self.temperature
+        if variance == 0:
+            return None
+        residual = torch.add(end - start, force, alpha=self.step_size / 2)
+        return residual.square().sum(1) / (-2 * variance)
 
     def drift_to_noise(self, force: Tensor) -> Tensor | None:
         r"""``‖(ε/2)∇U‖ / ‖√ε ξ‖`` of a step at each chain ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``."""
