@@ -22,8 +22,8 @@ from torch.func import vmap
 from lightning_slt.batches import ChainBatch
 from lightning_slt.batching import ChainRules
 from lightning_slt.posterior import Gradient, LocalPosterior, Part
-from lightning_slt.tracing import Function, Tensors, record
-from lightning_slt.types import FunctionalLoss, Params
+from lightning_slt.tracing import Function, Replay, record
+from lightning_slt.types import FunctionalLoss, Params, Product
 
 RECORDED_AT_MOST = 2**24
 """Coordinates of all chains together, above which the Python around a pass does not count beside the pass."""
@@ -34,6 +34,7 @@ KINDS_AT_MOST = 4
 CHECKS = 2
 """How often a recording is compared with what it was made of, on other weights and data each time."""
 
+Results = Sequence[Tensor | Product | None]
 _LOSS_ALONE, _WITH_GRADIENT = "loss", "loss and gradient"
 
 
@@ -81,7 +82,7 @@ class Passes(ABC):
                     rows = self.leaves[leaf.name].view(len(self.position), -1)
                     rows[:, leaf.moving] = self.position[:, leaf.start : leaf.stop]
 
-    def _parts(self, chains: slice, gradients: Sequence[Tensor | None]) -> tuple[Part, ...]:
+    def _parts(self, chains: slice, gradients: Results) -> tuple[Part, ...]:
         pairs = zip(self.posterior.leaves, gradients, strict=True)
         return tuple(Part(chains, leaf, g) for leaf, g in pairs if g is not None)
 
@@ -108,7 +109,7 @@ class VectorizedPasses(Passes):
 
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
         loss, *gradients = self._run(_WITH_GRADIENT, batch)
-        assert loss is not None
+        assert isinstance(loss, Tensor)
         return loss, Gradient(self._parts(slice(None), gradients), self.position)
 
     @torch.no_grad()
@@ -116,14 +117,14 @@ class VectorizedPasses(Passes):
         """Mean minibatch loss ``[chain]``, in nats."""
         self._fill_masked()
         (loss,) = self._run(_LOSS_ALONE, batch)
-        assert loss is not None
+        assert isinstance(loss, Tensor)
         return loss
 
-    def _run(self, purpose: str, batch: ChainBatch) -> Tensors:
+    def _run(self, purpose: str, batch: ChainBatch) -> Results:
         tensors = (*self.leaves.values(), *batch.leaves)
         count = len(self.leaves)
 
-        def run(*tensors: Tensor) -> Tensors:
+        def run(*tensors: Tensor) -> Sequence[Tensor | None]:
             weights = [w.detach().requires_grad_(purpose == _WITH_GRADIENT) for w in tensors[:count]]
             loss = self._vectorized(self.posterior.loss, weights, batch._replace(leaves=tensors[count:]), mean=True)
             if purpose == _LOSS_ALONE:
@@ -132,7 +133,7 @@ class VectorizedPasses(Passes):
 
         if self._recorder is None or batch.ragged:
             return run(*tensors)
-        return self._recorder.run(purpose, run, tensors, batch)
+        return self._recorder.run(purpose, run, tensors, batch, moved=count)
 
     def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
         return self._vectorized(loss, tuple(self.leaves.values()), batch, mean=mean)
@@ -158,14 +159,16 @@ class Recorder:
         """Nothing recorded yet."""
         self._known: dict[str, list[_Recording]] = {}
 
-    def run(self, purpose: str, passes: Function, tensors: Sequence[Tensor], batch: ChainBatch) -> Tensors:
-        """What ``passes(*tensors)`` gives."""
+    def run(
+        self, purpose: str, passes: Function, tensors: Sequence[Tensor], batch: ChainBatch, *, moved: int
+    ) -> Results:
+        """What ``passes(*tensors)`` gives, whose first ``moved`` tensors a sampler moves in place."""
         known = self._known.setdefault(purpose, [])
         recording = next((r for r in known if r.batch.like(batch)), None)
         if recording is None:
             if len(known) == KINDS_AT_MOST:  # padded to ever other lengths: recording would cost more than it saves
                 return passes(*tensors)
-            recording = _Recording(record(passes, tensors), batch)
+            recording = _Recording(record(passes, tensors, moved=moved), batch)
             known.append(recording)
         if recording.replay is None:
             return passes(*tensors)
@@ -182,13 +185,14 @@ class Recorder:
 
 @dataclass
 class _Recording:
-    replay: Function | None
+    replay: Replay | None
     batch: ChainBatch
     checks: int = 0
 
 
-def _agree(replayed: Tensor | None, plain: Tensor | None) -> bool:
+def _agree(replayed: Tensor | Product | None, plain: Tensor | None) -> bool:
     """Whether two results are equal up to rounding, or wherever the plain one is finite."""
+    replayed = replayed.dense if isinstance(replayed, Product) else replayed
     if replayed is None or plain is None:
         return replayed is plain
     if replayed.shape != plain.shape or replayed.dtype != plain.dtype:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_slt.types import FunctionalLoss, Params, is_amount
+from lightning_slt.types import FunctionalLoss, Params, Product, is_amount
 
 
 class Leaf(NamedTuple):
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
     chains: slice
     leaf: Leaf
-    values: Tensor
+    values: Tensor | Product
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,14 @@ class Gradient:
         """``rows += scale · gradient`` in place; rows are ``[chain, coordinate]``."""
         for chains, leaf, values in self.parts:
             target = rows[chains, leaf.start : leaf.stop]
+            if leaf.moving is None and isinstance(values, Product):
+                values.add_to(target.view(len(target), *leaf.shape), scale=scale)
+                continue
+            dense = values.dense if isinstance(values, Product) else values
             if leaf.moving is None:
-                target.view(values.shape).add_(values, alpha=scale)
+                target.view(dense.shape).add_(dense, alpha=scale)
             else:
-                target.add_(values.flatten(1)[:, leaf.moving], alpha=scale)
+                target.add_(dense.flatten(1)[:, leaf.moving], alpha=scale)
 
     @property
     def rows(self) -> Tensor:

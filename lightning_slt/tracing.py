@@ -16,9 +16,14 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lightning_slt.types import Product
+
 aten = torch.ops.aten
-Tensors = Sequence[Tensor | None]
-Function = Callable[..., Tensors]
+Function = Callable[..., Sequence[Tensor | None]]
+Replay = Callable[..., Sequence[Tensor | Product | None]]
+
+FACTORED_FROM = 2**14
+"""Entries of a matrix from which it pays to hand on its factors: adding it across its order would cost more."""
 
 _REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError, KeyError)
 _BATCH_NORMS = {aten.native_batch_norm.default: (3, 5), aten.cudnn_batch_norm.default: (3, 5)}
@@ -26,15 +31,17 @@ _WITHOUT_EFFECT = {aten.detach.default, aten.alias.default}
 _SAME_SHAPE = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.reshape.default}
 
 
-def record(function: Function, inputs: Sequence[Tensor]) -> Function | None:
+def record(function: Function, inputs: Sequence[Tensor], *, moved: int = 0) -> Replay | None:
     """The operations of ``function(*inputs)``, as a function of other inputs of the same shapes.
 
     Args:
         function: Of tensors, giving tensors; run once.
         inputs: To run it on.
+        moved: How many inputs, from the first on, may be moved in place before the results are used.
 
     Returns:
-        A function that gives what ``function`` gives, or None where it cannot be recorded.
+        A function that gives what ``function`` gives, or None where it cannot be recorded. Large results that are
+        transposed batched products of matrices come as their factors.
 
     >>> double = record(lambda x: [2 * x], [torch.ones(2)])
     >>> double(torch.tensor([3.0, 4.0]))
@@ -49,9 +56,12 @@ def record(function: Function, inputs: Sequence[Tensor]) -> Function | None:
         return None
     if not any(_writes(node) for node in graph.nodes):
         _simplify(graph)
+        _factor(graph, moved)
+    if any(_origin(output).op in ("placeholder", "get_attr") for output in _outputs(graph)):
+        return None
     graph.eliminate_dead_code()
     recorded.recompile()
-    replay: Function = recorded.forward
+    replay: Replay = recorded.forward
     return replay
 
 
@@ -106,6 +116,39 @@ def _simplify(graph: fx.Graph) -> None:
             with graph.inserting_before(node):
                 node.replace_all_uses_with(graph.call_function(function, node.args[:arity]))
             graph.erase_node(node)
+
+
+def _factor(graph: fx.Graph, moved: int) -> None:
+    """Hand on the factors of large transposed products, such as weight gradients of linear layers on a CPU.
+
+    ``bmm`` gives them in the order of the transposed weight. In the order of the weight itself its last bit depends
+    on the number of matrices, and adding across the order costs as much as the product. A factor that looks at a
+    moved input would change before the product is made.
+    """
+    inputs = [node for node in graph.nodes if node.op == "placeholder"][:moved]
+    for node in _outputs(graph):
+        factors = _factors(node)
+        if not factors or any(_origin(factor) in inputs for factor in factors):
+            continue
+        with graph.inserting_before(node):
+            left, right = (graph.call_function(aten.transpose.int, (f, 1, 2)) for f in reversed(factors))
+            node.replace_all_uses_with(graph.call_function(Product, (left, right)))
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """Both factors of a large transposed product on the CPU that is a result and nothing else; empty for others."""
+    value, product = node.meta.get("val"), node.args[0] if node.args else None
+    if node.target is not aten.transpose.int or value is None or value.ndim != 3 or value.device.type != "cpu":
+        return []
+    if not isinstance(product, fx.Node) or product.target is not aten.bmm.default or {*node.args[1:]} != {1, 2}:
+        return []
+    alone = len(product.users) == 1 and all(user.op == "output" for user in node.users)
+    return product.all_input_nodes if alone and value[0].numel() >= FACTORED_FROM else []
+
+
+def _outputs(graph: fx.Graph) -> list[fx.Node]:
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    return list(output.all_input_nodes)
 
 
 def _idle(node: fx.Node) -> bool:

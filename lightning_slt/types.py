@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,28 @@ def is_amount(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     return 0 <= float(value) < math.inf
+
+
+class Product(NamedTuple):
+    """A matrix of each chain as its two factors, to be added somewhere without being laid out first.
+
+    Attributes:
+        left: ``[chain, row, inner]``.
+        right: ``[chain, inner, column]``.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def dense(self) -> Tensor:
+        """The product ``[chain, row, column]``."""
+        return torch.stack([torch.mm(a, b) for a, b in zip(self.left, self.right, strict=True)])
+
+    def add_to(self, target: Tensor, *, scale: float) -> None:
+        """``target += scale · left right`` in place, chain by chain, so that a chain's bits are its own."""
+        for matrix, a, b in zip(target, self.left, self.right, strict=True):
+            matrix.addmm_(a, b, alpha=scale)
 
 
 @dataclass(frozen=True, kw_only=True)

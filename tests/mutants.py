@@ -188,6 +188,13 @@ MUTANTS = [
     ),
     ("random numbers recorded", "tracing.py", "_draws(node) or ", "", "test_tracing.py"),
     ("writing to the weights recorded", "tracing.py", " or _writes_outside(node)", "", "test_tracing.py"),
+    (
+        "factors that move",
+        "tracing.py",
+        "any(_origin(factor) in inputs for factor in factors)",
+        "False",
+        "test_tracing.py",
+    ),
     ("a recording never compared", "passes.py", "if recording.checks < CHECKS:", "if False:", "test_tracing.py"),
     ("any batch replayed alike", "batches.py", "if self is other:", "if True:", "test_tracing.py"),
 ]

@@ -54,6 +54,44 @@ def test_recorded_chains_do_not_depend_on_their_company(name: str, monkeypatch: 
         assert torch.equal(some, whole)
 
 
+class Wide(nn.Module):
+    """A matrix large enough to be handed on as its factors, and a product of two matrices of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(210, 101)
+        self.left, self.right = (nn.Parameter(0.1 * torch.randn(150, 150)) for _ in range(2))
+        self.last = nn.Linear(101, 150)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).tanh()) @ (self.left @ self.right)
+
+
+def wide_walk(*, chunk_size: int | None = None, num_chains: int = 5) -> Tensor:
+    """Positions after a few steps, ``[chain, draw, coordinate]``."""
+    torch.manual_seed(0)
+    net = Wide()
+    data = oracles.in_memory(TensorDataset(torch.randn(40, 210), torch.arange(40) % 150))
+    with isolated(net, seed=0):
+        loss = ModuleLoss(net, slt.losses.classification)
+        posterior = slt.LocalPosterior(loss=loss, anchor=dict(loss.weights), nbeta=30.0, localization=1.0)
+        config = slt.SamplingConfig(
+            num_chains=num_chains, num_draws=4, num_burnin=2, batch_size=16, chunk_size=chunk_size
+        )
+        return oracles.positions(slt.sample(posterior, slt.SGLD(step_size=1e-4), data, config))
+
+
+def test_factors_of_large_gradients_give_the_same_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = wide_walk()
+    monkeypatch.setattr(sampling, "RECORDED_FROM", 0)
+    whole = wide_walk()
+    assert not torch.equal(whole, plain)  # factors round otherwise, so they were used
+    torch.testing.assert_close(whole, plain, rtol=1e-5, atol=1e-6)
+    for chunk_size in (1, 2, 3):
+        assert torch.equal(wide_walk(chunk_size=chunk_size), whole)
+    assert torch.equal(wide_walk(num_chains=2), whole[:2])
+
+
 def long_run(loss: Any, count: int = 300) -> list[slt.Draw]:
     posterior = slt.LocalPosterior(loss=loss, anchor={"w": torch.zeros(3)}, nbeta=10.0, localization=1.0)
     config = slt.SamplingConfig(num_chains=2, num_draws=count, num_burnin=0, batch_size=4)
