@@ -64,7 +64,7 @@ class Wide(nn.Module):
         self.last = nn.Linear(101, 150)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.first(x).tanh()) @ (self.left @ self.right)
+        return self.last(self.first(x).tanh()) @ F.linear(self.left, self.right)
 
 
 def wide_walk(*, chunk_size: int | None = None, num_chains: int = 5) -> Tensor:
