@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.deep_linear.metrics import absolute, order_preservation, relative_errors, spread
 from benchmarks.deep_linear.networks import Plan
@@ -46,10 +47,12 @@ def estimates(rows: Rows, plans: Mapping[Key, Plan], title: str) -> Figure:
     """λ̂ against λ on log axes, one panel a sampler at its best step size."""
     count = len(rows)
     height = math.ceil(count / COLUMNS)
-    figure = Figure(figsize=(13, 3.2 * height + 1.0), dpi=130, layout="constrained")
+    figure = Figure(figsize=(13, 3.3 * height + 0.9), dpi=130, layout="constrained")
     axes = figure.subplots(height, min(count, COLUMNS), sharex=True, sharey=True, squeeze=False)
     truths = [plan.truth for plan in plans.values()]
-    limits = np.array([min(truths) / 1.5, max(truths) * 1.5])
+    drawn = [value for found in rows.values() for value in best(found).estimates if value is not None]
+    least = max(min([*truths, *drawn]), min(truths) / 4)
+    limits = np.array([least / 1.25, max(truths) * 1.6])
     for place, (name, found) in enumerate(rows.items()):
         axis = axes.flat[place]
         _scatter(axis, best(found), plans, limits)
@@ -88,11 +91,16 @@ def _scatter(axis: Axes, row: Row, plans: Mapping[Key, Plan], limits: np.ndarray
         axis.errorbar(
             truth, cell["estimate"], yerr=cell["stderr"] or 0.0, color=COLOURS[kind], alpha=0.9, zorder=3, **style
         )
-    axis.set(xscale="log", yscale="log", xlim=limits, ylim=(limits[0], limits[1] * 1.4))
+    axis.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale.set_major_formatter("{x:g}")
+        scale.set_minor_locator(NullLocator())
+    axis.set_box_aspect(1)
     missing = row.states()["no number"]
     note = f"step size {row.step_size:g}\nmedian |error| {row.error.median:.3f}\norder {row.order:.3f}"
     note += f"\n{missing} without a number" if missing else ""
-    axis.text(0.04, 0.96, note, transform=axis.transAxes, va="top", fontsize=9, color=INK)
+    axis.text(0.97, 0.04, note, transform=axis.transAxes, va="bottom", ha="right", fontsize=9, color=INK)
     _clean(axis)
 
 

@@ -116,12 +116,11 @@ def health(rows: Rows) -> str:
 
 def flags(cells: Sequence[Mapping[str, object]], most: int = 4) -> str:
     """The commonest flags with the share of cells that raise them; warnings in brackets."""
-    if all(cell["estimate"] is None for cell in cells):
-        return "finite 100%"
     counts: Counter[str] = Counter()
     for cell in cells:
         counts.update(str(name) for name in _names(cell["failed"]))
-        counts.update(f"({name})" for name in _names(cell["warnings"]))
+        if cell["estimate"] is not None:  # without a number every check that could not be made is a warning
+            counts.update(f"({name})" for name in _names(cell["warnings"]))
     shares = [f"{name} {100 * count / len(cells):.0f}%" for name, count in counts.most_common(most)]
     return " ".join(shares) or "-"
 
