@@ -118,7 +118,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "failed": list(health.failed),
         "warnings": list(health.warnings),
         "dead_chains": len(health.dead_chains),
-        "values": {name: finite(value, digits=4) for name, value in health.values.items()},
+        "values": {name: finite(value, digits=3) for name, value in health.values.items()},
         "seconds": round(time.perf_counter() - started, 3),
     }
 

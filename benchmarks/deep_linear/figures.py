@@ -27,7 +27,7 @@ MARKERS = {"ok": "o", "warned": "s", "failed": "X"}
 LABELS = {"ok": "healthy", "warned": "warning", "failed": "unreliable", "no number": "no chain finished"}
 LINE, GUESS, INK = "#0072B2", "#666666", "#333333"
 COLUMNS = 4
-ERRORS = (0.01, 3.0)
+ERRORS = (0.01, 10.0)
 
 
 def draw(rows: Rows, plans: Mapping[Key, Plan], title: str, folder: Path, stem: str) -> list[Path]:
@@ -148,7 +148,7 @@ def _error_panel(axis: Axes, found: Sequence[Row], trivial: float) -> None:
     axis.plot(x, median, color=LINE, marker="o", markersize=4)
     axis.axhline(trivial, color=GUESS, linestyle="--", linewidth=1)
     axis.set(yscale="log", ylim=(ERRORS[0], ERRORS[1] * 1.15))
-    axis.set_yticks([0.01, 0.1, 1, 3], ["0.01", "0.1", "1", "≥ 3"])
+    axis.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "≥ 10"])
     axis.minorticks_off()
     _clean(axis)
 

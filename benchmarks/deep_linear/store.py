@@ -47,7 +47,7 @@ class Store:
         """Replace the file, or leave the old one whole."""
         order = sorted(self.cells.values(), key=lambda c: (c["sampler"], c["step_size"], c["seed"], c["index"]))
         head = json.dumps(self.header, indent=1, allow_nan=False).removesuffix("\n}")
-        lines = ",\n".join("  " + json.dumps(cell, allow_nan=False) for cell in order)
+        lines = ",\n".join(json.dumps(cell, allow_nan=False, separators=(",", ":")) for cell in order)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_name(self.path.name + ".new")
         fresh.write_text(f'{head},\n "cells": [\n{lines}\n ]\n}}\n')
