@@ -106,7 +106,7 @@ MUTANTS = [
         "generator(seed, purpose, 0)",
         "test_data.py",
     ),
-    ("unlike batches stacked", "data.py", "stackable = _stackable(batches)", "stackable = True", "test_data.py"),
+    ("unlike batches stacked", "batches.py", "    if not alike:", "    if False:", "test_data.py"),
     (
         "rare longer samples not seen",
         "data.py",
