@@ -94,10 +94,10 @@ def stack_batches(batches: Sequence[Batch], indices: Tensor) -> ChainBatch:
         form.like(other) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(first, leaves, strict=True))
         for leaves, other in split[1:]
     )
-    stacked = (
-        tuple(torch.stack(column) for column in zip(*(leaves for leaves, _ in split), strict=True)) if alike else ()
-    )
-    return ChainBatch(stacked, form, False, indices, () if alike else tuple(batches))
+    if not alike:
+        return ChainBatch((), form, False, indices, tuple(batches))
+    stacked = tuple(torch.stack(column) for column in zip(*(leaves for leaves, _ in split), strict=True))
+    return ChainBatch(stacked, form, False, indices)
 
 
 def same(a: Any, b: Any) -> bool:
