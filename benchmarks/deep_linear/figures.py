@@ -27,7 +27,7 @@ MARKERS = {"ok": "o", "warned": "s", "failed": "X"}
 LABELS = {"ok": "healthy", "warned": "warning", "failed": "unreliable", "no number": "no chain finished"}
 LINE, GUESS, INK = "#0072B2", "#666666", "#333333"
 COLUMNS = 4
-ERRORS = (0.01, 10.0)
+ERRORS = (0.003, 10.0)
 
 
 def draw(rows: Rows, plans: Mapping[Key, Plan], title: str, folder: Path, stem: str) -> list[Path]:
