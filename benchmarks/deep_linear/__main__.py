@@ -16,7 +16,7 @@ from tqdm import tqdm
 import lightning_slt as slt
 from benchmarks.chain_speed.hardware import describe, hardware_name, slug
 from benchmarks.deep_linear import figures, report
-from benchmarks.deep_linear.cells import Cell, one_thread, run_cell
+from benchmarks.deep_linear.cells import Cell, one_thread, run_cell, start_worker
 from benchmarks.deep_linear.classes import CLASSES, LOCALIZATION, RECIPES, NetworkClass
 from benchmarks.deep_linear.contestants import CONTESTANTS
 from benchmarks.deep_linear.networks import Plan, plan_network
@@ -84,7 +84,7 @@ def finished(cells: Sequence[Cell], processes: int) -> Iterator[dict[str, Any]]:
         return
     context = multiprocessing.get_context("spawn")
     todo = iter(cells)
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=start_worker) as pool:
         running: set[Future[dict[str, Any]]] = set()
         # few at a time: an interrupted run waits for these alone
         while True:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -131,3 +134,11 @@ def finite(value: float, digits: int = 7) -> float | None:
 def one_thread() -> None:
     """For processes that share the cores: several threads each would wait for one another."""
     torch.set_num_threads(1)
+
+
+def start_worker() -> None:
+    """One thread, and an end with the parent: the workers of a parent that was killed would wait for work for ever."""
+    one_thread()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
