@@ -90,16 +90,18 @@ def _written(node: fx.Node) -> Iterator[fx.Node]:
     for place, argument in enumerate(schema.arguments):
         value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
         alias = argument.alias_info is not None and argument.alias_info.is_write
-        if isinstance(value, fx.Node) and (alias or node.target in _BATCH_NORMS):
-            yield value
+        if alias or node.target in _BATCH_NORMS:
+            yield from (v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, fx.Node))
 
 
 def _origin(node: fx.Node) -> fx.Node:
-    """What a view looks at."""
-    while node.op == "call_function" and node.target is not operator.getitem:
+    """What a view looks at; parts of a split tensor are views too."""
+    while node.op == "call_function":
         schema = getattr(node.target, "_schema", None)
-        looks_at = [a for a in schema.arguments if a.alias_info is not None] if schema else []
-        if not looks_at or not isinstance(node.args[0], fx.Node):
+        looks = node.target is operator.getitem or any(
+            a.alias_info is not None for a in getattr(schema, "arguments", ())
+        )
+        if not looks or not isinstance(node.args[0], fx.Node):
             return node
         node = node.args[0]
     return node

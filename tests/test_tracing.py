@@ -19,6 +19,7 @@ from lightning_slt.functional import ModuleLoss
 from lightning_slt.isolation import isolated
 from lightning_slt.passes import CHECKS, VectorizedPasses
 from lightning_slt.tracing import record
+from lightning_slt.types import Product
 
 VECTORIZED = [name for name, kind in zoo.MODELS.items() if kind.vectorizes]
 
@@ -131,13 +132,32 @@ def test_a_loss_that_counts_its_calls_is_not_recorded() -> None:
         lambda x: [F.dropout(x, 0.5, training=True)],
         lambda x: [x.add_(1.0)],
         lambda x: [x[:1].mul_(2.0)],
+        lambda x: [x.chunk(2)[0].mul_(2.0) + 1],
+        lambda x: [x.unbind()[1].zero_() + 1],
+        lambda x: torch._foreach_mul_([x], 2.0) or [x + 1],
         lambda x: [x * 2 if bool(x.sum() > 0) else x],
         lambda x: [x * x.sum().item()],
     ],
-    ids=["random", "dropout", "writes", "writes to a view", "branches", "item"],
+    ids=["random", "dropout", "writes", "to-a-view", "to-a-chunk", "to-a-row", "by-list", "branches", "item"],
 )
 def test_what_is_not_recorded(function: Any) -> None:
     assert record(function, [torch.ones(4, 2)]) is None
+
+
+def test_a_factor_that_looks_at_part_of_a_moved_weight_is_not_handed_on() -> None:
+    """As of a fused projection that is split: its product would be made after the sampler has moved it."""
+
+    def run(fused: Tensor, other: Tensor, x: Tensor) -> list[Tensor]:
+        fused, other = (w.detach().requires_grad_() for w in (fused, other))
+        loss = torch.vmap(lambda a, b, c: (c @ F.linear(a, b)).square().sum())(fused.chunk(2, 1)[0], other, x)
+        return [loss.detach(), *torch.autograd.grad(loss.sum(), [fused, other])]
+
+    inputs = [torch.randn(2, *shape, dtype=torch.float64) for shape in ((300, 150), (150, 150), (4, 150))]
+    replay = record(run, inputs, moved=2)
+    assert replay is not None
+    expected, found = run(*inputs)[2], replay(*inputs)[2]
+    inputs[0].mul_(3.0)
+    assert torch.equal(found.dense if isinstance(found, Product) else found, expected)
 
 
 def test_a_buffer_that_the_loss_moves_is_not_recorded() -> None:
