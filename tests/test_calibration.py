@@ -57,6 +57,22 @@ def test_the_largest_curvature_of_a_network():
     assert largest_curvature(posterior, slt.load_data(TensorDataset(x, y)), sampling) == pytest.approx(exact, rel=0.1)
 
 
+@pytest.mark.parametrize("nbeta", [1.0, 30.0, 1085.7])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_flat_anchor_shows_the_curvature_within_reach(nbeta, scale):
+    """Of a w₁²w₂² the Hessian at 0 is 0, but ‖∇‖/δ at δ (cos θ, sin θ) is c = a δ² sin 2θ, and δ = 0.3/√(nβ c)."""
+    posterior = LocalPosterior(
+        loss=lambda w, batch: scale * w["w"].prod().square(),
+        anchor={"w": torch.zeros(2, dtype=torch.float64)},
+        nbeta=nbeta,
+        localization=0.0,
+    )
+    found = leading_curvature(posterior, slt.load_data(DATA), SAMPLING)
+    direction = (found.direction / found.direction.norm())[0]  # the iteration swaps its two parts for ever
+    within_reach = 0.3 * math.sqrt(scale * 2 * float(direction.prod().abs()) / nbeta)
+    assert found.value == pytest.approx(within_reach, rel=0.1)
+
+
 def settings(curvature):
     step_size = STABILITY / (30 * curvature + 20)
     return Settings(
