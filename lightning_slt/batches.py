@@ -71,6 +71,13 @@ class ChainBatch(NamedTuple):
         leaves = tuple(leaf[start:stop] for leaf in self.leaves)
         return self._replace(leaves=leaves, indices=self.indices[start:stop], ragged=self.ragged[start:stop])
 
+    def repeat(self, times: int) -> ChainBatch:
+        """The same batches for several groups of as many chains."""
+        if self.shared or times == 1:
+            return self
+        leaves = tuple(leaf.repeat(times, *([1] * (leaf.ndim - 1))) for leaf in self.leaves)
+        return self._replace(leaves=leaves, indices=self.indices.repeat(times, 1), ragged=self.ragged * times)
+
     def like(self, other: ChainBatch) -> bool:
         """Whether both differ in the content of their tensors alone."""
         if self.shared != other.shared or self.ragged or other.ragged or not self.form.like(other.form):

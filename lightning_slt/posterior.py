@@ -63,6 +63,18 @@ class Gradient:
             else:
                 target.add_(dense.flatten(1)[:, leaf.moving], alpha=scale)
 
+    def of(self, start: int, stop: int) -> Gradient:
+        """The gradient of the chains from ``start`` up to ``stop``."""
+        parts = []
+        for chains, leaf, values in self.parts:
+            first, last, _ = chains.indices(len(self.like))
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                own = slice(low - first, high - first)
+                kept = Product(values.left[own], values.right[own]) if isinstance(values, Product) else values[own]
+                parts.append(Part(slice(low - start, high - start), leaf, kept))
+        return Gradient(tuple(parts), self.like[start:stop])
+
     @property
     def rows(self) -> Tensor:
         """The gradient as rows ``[chain, coordinate]``."""

@@ -18,7 +18,7 @@ LAYERS = [
     {"data", "health", "samplers"},
     {"passes", "estimators", "motion"},
     {"sampling"},
-    {"preflight", "published"},
+    {"preflight", "published", "chains"},
     {"calibration"},
     {"plan", "reporting"},
     {"reading"},
