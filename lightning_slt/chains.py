@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lightning_slt.batches import ChainBatch
 from lightning_slt.data import SamplingData, Streams
-from lightning_slt.motion import Departure, acceptance, depart
+from lightning_slt.motion import acceptance, depart, measure
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import Evaluation, Gradient, LocalPosterior
 from lightning_slt.samplers.base import Sampler, State
-from lightning_slt.sampling import RECORDED_FROM, ChainNoise, SamplingConfig
+from lightning_slt.sampling import ChainNoise, SamplingConfig
+from lightning_slt.types import Draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Setting:
 
 
 class Ensemble:
-    """Some chains of every setting.
+    """The same chains once for every setting: equal noise, equal minibatches.
 
     Args:
         settings: What runs side by side; their posteriors differ in nβ and γ alone.
@@ -40,7 +40,20 @@ class Ensemble:
         anchor_losses: Loss of every sample at the anchor ``[sample]``, where known.
 
     Attributes:
+        settings: Those in use.
         position: Free coordinates ``[setting, chain, coordinate]``.
+
+    >>> from lightning_slt.data import load_data
+    >>> from lightning_slt.samplers import SGLD
+    >>> bowl = LocalPosterior(loss=lambda w, batch: 0.5 * w["w"].square().sum(), anchor={"w": torch.zeros(4)},
+    ...                       nbeta=100.0, localization=1.0)
+    >>> both = [Setting(posterior=bowl, sampler=SGLD(step_size=e)) for e in (1e-4, 1e-3)]
+    >>> ensemble = Ensemble(both, load_data([torch.zeros(1)]), SamplingConfig(num_chains=3))
+    >>> for step in range(5):
+    ...     draws = ensemble.draws(step)
+    ...     ensemble.move()
+    >>> [tuple(draw.loss.shape) for draw in draws]
+    [(3,), (3,)]
     """
 
     def __init__(
@@ -54,20 +67,23 @@ class Ensemble:
         """Put every chain on the anchor."""
         self.data, self.config, self.anchor_losses = data, config, anchor_losses
         self.posterior = settings[0].posterior
-        chains = range(config.num_chains)
-        self._rows = self.posterior.anchor_row.repeat(len(settings) * len(chains), 1)
-        self.position = self._rows.view(len(settings), len(chains), -1)
-        self._passes = self._passes_at(self._rows)
+        self.chains = tuple(range(config.num_chains))
+        rows = self.posterior.anchor_row.repeat(len(settings) * len(self.chains), 1)
+        self.position = rows.view(len(settings), len(self.chains), -1)
+        self._passes = self._passes_at(rows)
         self._at_anchor: Passes | None = None
-        self._noise = [ChainNoise(chains, like=part, seed=config.seed) for part in self.position]
+        self._noise = [ChainNoise(self.chains, like=part, seed=config.seed) for part in self.position]
         self._streams = Streams(
             len(data),
             batch_size=len(data) if any(s.sampler.full_batch for s in settings) else config.batch_size,
             seed=config.seed,
-            chains=chains,
+            chains=self.chains,
             share_batches=config.share_batches,
         )
         self._batch: ChainBatch | None = None
+        self._here: list[Evaluation] = []
+        self._accepted: list[Tensor | None] = []
+        self._steps = 0
         self.use(settings)
 
     def use(self, settings: Sequence[Setting]) -> None:
@@ -77,72 +93,87 @@ class Ensemble:
             s.sampler.init(part, noise) for s, part, noise in zip(settings, self.position, self._noise, strict=True)
         ]
 
-    def step(self, *, look: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Move every chain once.
+    def draws(self, index: int, *, look: bool = False) -> list[Draw]:
+        """Measure every setting's chains where they are, on the minibatch of the coming step.
 
         Args:
-            look: Also ask whether a Metropolis correction would accept the step; costs one more pass.
-
-        Returns:
-            Loss above the anchor before the step, on the step's own minibatch ``[setting, chain]``, in nats; and the
-            probability of acceptance ``[setting, chain]``, NaN for samplers that propose nothing of known density.
+            index: Which draw this is, from 0.
+            look: Measure how they move, too.
         """
-        own = self._next_batch()
-        batch = own.repeat(len(self.settings))
-        here = self._evaluate(batch)
-        rise = torch.stack([e.loss for e in here]) - self._anchor_loss(own)
-        starts = [depart(part, e) for part, e in zip(self.position, here, strict=True)] if look else []
+        batch = self._next_batch()
+        self._here = self._evaluate(batch)
+        anchor_loss = self._anchor_loss(batch)
+        accepted = self._accepted or [None] * len(self.settings)
+        everyone = slice(0, len(self.chains))
+        return [
+            Draw(
+                chains=self.chains,
+                index=index,
+                step=self._steps,
+                loss=here.loss,
+                anchor_loss=anchor_loss,
+                position=part,
+                motion=measure(setting.sampler, part, here, rate, everyone) if look else None,
+            )
+            for setting, here, part, rate in zip(self.settings, self._here, self.position, accepted, strict=True)
+        ]
+
+    def move(self, *, look: bool = False) -> None:
+        """Take the step that :meth:`draws` prepared.
+
+        Args:
+            look: Ask whether a Metropolis correction would accept it, for the motion of the next draws; one more pass.
+        """
+        pairs = zip(self.position, self._here, strict=True)
+        starts = [depart(part, here) for part, here in pairs] if look else []
         for i, setting in enumerate(self.settings):
-            self._states[i] = setting.sampler.step(self._states[i], here[i], self._noise[i])
-        return rise, self._acceptance(starts, batch) if look else None
+            self._states[i] = setting.sampler.step(self._states[i], self._here[i], self._noise[i])
+        self._steps += 1
+        self._accepted = []
+        if look:
+            there = [_evaluated(e) for e in self._evaluate(self._next_batch(again=True))]
+            arrived = zip(self.settings, starts, self.position, there, strict=True)
+            self._accepted = [acceptance(s.sampler, start, part, here) for s, start, part, here in arrived]
 
     def _evaluate(self, batch: ChainBatch) -> list[Evaluation]:
         """What each setting's sampler may know, from one pass of all."""
-        count = self.position.shape[1]
-        loss, gradient = self._passes.loss_and_gradient(batch)
+        batch, count = batch.repeat(len(self.settings)), len(self.chains)
 
-        def again(index: int) -> tuple[Tensor, Gradient]:
-            loss, gradient = self._passes.loss_and_gradient(batch)
-            return loss[index * count : (index + 1) * count], gradient.of(index * count, (index + 1) * count)
+        def part(index: int) -> tuple[Tensor, Gradient]:
+            return _part(self._passes.loss_and_gradient(batch), index * count, (index + 1) * count)
 
-        return [
-            Evaluation(
-                posterior=setting.posterior,
-                loss=loss[i * count : (i + 1) * count],
-                gradient=gradient.of(i * count, (i + 1) * count),
-                again=partial(again, i),
-            )
-            for i, setting in enumerate(self.settings)
-        ]
-
-    def _acceptance(self, starts: Sequence[Departure], batch: ChainBatch) -> Tensor:
-        rates = []
-        for setting, start, part, there in zip(
-            self.settings, starts, self.position, self._evaluate(batch), strict=True
-        ):
-            known = replace(there, again=partial(_pair, there.loss, there.gradient))
-            rate = acceptance(setting.sampler, start, part, known)
-            rates.append(torch.full_like(there.loss, torch.nan) if rate is None else rate)
-        return torch.stack(rates)
+        everything = self._passes.loss_and_gradient(batch)
+        evaluations = []
+        for i, setting in enumerate(self.settings):
+            loss, gradient = _part(everything, i * count, (i + 1) * count)
+            again = partial(part, i)
+            evaluations.append(Evaluation(posterior=setting.posterior, loss=loss, gradient=gradient, again=again))
+        return evaluations
 
     def _passes_at(self, rows: Tensor) -> Passes:
         if self.config.chain_method == "sequential":
             return SequentialPasses(self.posterior, rows)
         return VectorizedPasses(self.posterior, rows, record=True)
 
-    def _next_batch(self) -> ChainBatch:
-        if self._batch is None or not self._streams.full:
+    def _next_batch(self, *, again: bool = False) -> ChainBatch:
+        if self._batch is None or not (again or self._streams.full):
             self._batch = self.data.chain_batch(self._streams.next())
         return self._batch
 
     def _anchor_loss(self, batch: ChainBatch) -> Tensor:
-        """On the minibatch of each chain ``[chain]``, or of all ``[1]``."""
+        count = len(self.chains)
         if self.anchor_losses is not None:
-            return self.anchor_losses[batch.indices.to(self.anchor_losses.device)].mean(-1)
+            return self.anchor_losses[batch.indices.to(self.anchor_losses.device)].mean(-1).expand(count)
         if self._at_anchor is None:
-            self._at_anchor = self._passes_at(self.posterior.anchor_row.repeat(self.position.shape[1], 1))
+            self._at_anchor = self._passes_at(self.posterior.anchor_row.repeat(count, 1))
         return self._at_anchor.loss(batch)
 
 
-def _pair(loss: Tensor, gradient: Gradient) -> tuple[Tensor, Gradient]:
-    return loss, gradient
+def _part(everything: tuple[Tensor, Gradient], start: int, stop: int) -> tuple[Tensor, Gradient]:
+    loss, gradient = everything
+    return loss[start:stop], gradient.of(start, stop)
+
+
+def _evaluated(here: Evaluation) -> Evaluation:
+    """One whose second look gives what is known already."""
+    return replace(here, again=lambda: (here.loss, here.gradient))
