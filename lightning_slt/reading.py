@@ -21,7 +21,7 @@ from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
 from lightning_slt.plan import Reduce, Results, Snapshot, prepare, run_chains, take_snapshot
 from lightning_slt.samplers.base import Sampler
-from lightning_slt.sampling import SamplingConfig, sample
+from lightning_slt.sampling import SamplingConfig
 from lightning_slt.seeding import derive_seed
 from lightning_slt.sources import source_parts
 from lightning_slt.types import Batch, LossFn
@@ -125,21 +125,21 @@ class Reader:
                 )
         return self.settings
 
-    def predict_cost(self, anchor: Anchor) -> float:
-        """Seconds that a reading will take, from a few steps of its chains."""
+    def predict_cost(self, anchor: Anchor, chains: Sequence[int] | None = None) -> tuple[float, float]:
+        """Seconds before the first step of a reading, and seconds of each step of all its chains, from short ones."""
         settings = self.calibrate(anchor)
-        few = replace(settings.sampling, num_burnin=0, num_draws=3, thinning=1)
-        with self.isolated():
-            snapshot = self._snapshot(anchor)
-            component = next(iter(snapshot.components.values()))
-            posterior = snapshot.posterior(component, nbeta=settings.nbeta, localization=settings.localization)
-            for _ in sample(posterior, settings.sampler, self.data, replace(few, num_draws=1)):
-                pass
+
+        def seconds(draws: int) -> float:
+            few = replace(settings.sampling, num_burnin=0, num_draws=draws, thinning=1)
             began = time.perf_counter()
-            for _ in sample(posterior, settings.sampler, self.data, few):
-                pass
-            per_step = (time.perf_counter() - began) / few.num_steps
-        return per_step * settings.num_steps * len(snapshot.components)
+            with self.isolated():
+                run_chains(self._snapshot(anchor), (), replace(settings, sampling=few), chains=chains)
+            return time.perf_counter() - began
+
+        seconds(1)  # the first passes of a network are slower than any later ones
+        one, four = seconds(1), seconds(4)
+        per_step = max(0.0, (four - one) / 3)
+        return max(0.0, one - per_step), per_step
 
     def chain_steps(self, settings: Settings, chains: Sequence[int] | None) -> int:
         """How many chain-steps a reading makes, for its progress bar."""

@@ -76,7 +76,7 @@ class RecordWriter:
     """
 
     def __init__(self, run_dir: str | Path, name: str, *, resume: str | None = None) -> None:
-        """Make the folder; end a line that an earlier run left unfinished."""
+        """Make folder and file; end a line that an earlier run left unfinished."""
         folder = (Path(run_dir) / FOLDER / f"{name}.jsonl").parent
         folder.mkdir(parents=True, exist_ok=True)
         last = Path(name).name
@@ -85,6 +85,7 @@ class RecordWriter:
         if mine and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
             with self.path.open("ab") as file:
                 file.write(b"\n")
+        self.path.touch()  # taken by this run, and an empty one says that it made no reading
 
     @property
     def file(self) -> str:
@@ -132,14 +133,14 @@ def load_records(run_dir: str | Path, *, name: str | None = None) -> list[Readin
     """Readings of a run, in the order in which they were made.
 
     Args:
-        run_dir: Folder of the logs, or any folder above it.
+        run_dir: Folder of the logs, any folder above it, its ``slt_records``, or a single file of these.
         name: Only this monitor's.
 
     Returns:
-        Readings; lines that are broken are left out with a warning.
+        Readings; lines that are broken are left out with a warning. Empty, with a warning, where a run made none.
 
     Raises:
-        FileNotFoundError: If there are no records below the folder.
+        FileNotFoundError: If there are no records there.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -148,11 +149,30 @@ def load_records(run_dir: str | Path, *, name: str | None = None) -> list[Readin
     ...     [reading.step for reading in load_records(folder)]
     [5]
     """
-    files = sorted(Path(run_dir).rglob(f"{FOLDER}/**/*.jsonl"))
-    if not files:
-        raise FileNotFoundError(f"no {FOLDER}/*.jsonl below {run_dir}; give the folder that the logger wrote to")
-    readings = [reading for file in files for reading in _read(file) if name is None or reading.name == name]
+    files = _record_files(Path(run_dir))
+    everything = [reading for file in files for reading in _read(file)]
+    readings = [reading for reading in everything if name is None or reading.name == name]
+    if not everything:
+        warnings.warn(
+            f"no reading was made in this run: {', '.join(map(str, files))} holds none. With max_overhead= the first "
+            "one waits until the run can pay for it; at_end=True reads the last weights whatever it costs",
+            stacklevel=2,
+        )
+    elif not readings:
+        names = ", ".join(sorted({repr(reading.name) for reading in everything}))
+        warnings.warn(f"no reading of a monitor called {name!r}; there are readings of {names}", stacklevel=2)
     return sorted(readings, key=lambda reading: reading.time)
+
+
+def _record_files(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    inside = FOLDER in place.absolute().parts
+    files = sorted(place.rglob("*.jsonl" if inside else f"{FOLDER}/**/*.jsonl"))
+    if not files:
+        problem = f"there are no {FOLDER}/*.jsonl below {place}" if place.exists() else f"{place} does not exist"
+        raise FileNotFoundError(f"{problem}; give the folder that the logger wrote to")
+    return files
 
 
 def load_anchor(reading: Reading) -> Params:

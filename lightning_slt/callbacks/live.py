@@ -5,28 +5,31 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_slt.calibration import Settings
+from lightning_slt.callbacks.budget import Budget, Cost
 from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.resume import freeze, thaw
-from lightning_slt.callbacks.schedule import Budget
+from lightning_slt.callbacks.surroundings import evaluation_context, mover, steps_of_run
 from lightning_slt.components import FULL
 from lightning_slt.plan import FailedReadingError, OnFailure, Results, report_failures
 from lightning_slt.reading import Anchor, Reader, Request
 from lightning_slt.records import Reading, RecordWriter
+from lightning_slt.reporting.advice import Verdicts, worthless
 from lightning_slt.reporting.progress import reading_progress
 from lightning_slt.reporting.scalars import missing, scalars
 from lightning_slt.reporting.tables import describe_settings, settings_table
 from lightning_slt.reporting.tensorboard import write_text
-from lightning_slt.types import Batch
+
+MEANINGFUL = 0.05
+"""Share of a fit after which reading time over training time says something."""
 
 
 class LiveReadings:
@@ -59,7 +62,7 @@ class LiveReadings:
     ) -> None:
         """Prepare the readings; raises where nothing can be read."""
         self.trainer, self.name, self.budget, self.on_failure = trainer, name, budget, on_failure
-        self.index, self._began_at = 0, trainer.global_step
+        self.index, self._began_at, self._length = 0, trainer.global_step, steps_of_run(trainer)
         self.last: dict[str, float] = {}
         self.snapshots = snapshots
         self._log_dir = log_dir if trainer.is_global_zero else None
@@ -69,9 +72,10 @@ class LiveReadings:
         self.peers = Peers(trainer)
         source = trainer.train_dataloader if source is None else source
         self.reader = Reader(
-            request, module, source, to_device=_mover(trainer, module), context=evaluation_context(trainer)
+            request, module, source, to_device=mover(trainer, module), context=evaluation_context(trainer)
         )
         self.keys = {component: [e.name for e in request.estimators] for component in self.reader.components}
+        self.verdicts = Verdicts(request.estimators, name)
         self._to_callback_metrics({**missing(name, self.keys), f"{name}/overhead": math.nan})
 
     def set_aside(self, step: int) -> Anchor:
@@ -83,17 +87,37 @@ class LiveReadings:
 
     def prepare(self, anchor: Anchor) -> None:
         """Calibrate and, where the budget needs it, predict what a reading will cost."""
+        began = self.budget.clock()
         self.peers.share_buffers(anchor.module_loss)
-        self.reader.settings = self.peers.agree_on(self.reader.calibrate(anchor))
+        settings = self.peers.agree_on(self.reader.calibrate(anchor))
+        self.reader.settings, measuring = settings, self.budget.clock() - began
         if self.budget.share is not None and self.budget.cost is None:
-            self.budget.cost = self.reader.predict_cost(anchor)
+            setup, per_step = self.reader.predict_cost(anchor, self.peers.share_of(settings.sampling.num_chains))
+            self.budget.cost = Cost(measuring=measuring, setup=setup, per_step=per_step, steps=settings.num_steps)
+        if self.budget.share is not None and self._log_dir is not None:
+            with suppress(OSError):  # an empty file says that there was no reading; a reading says what is wrong here
+                self._open_records(self._log_dir)
+        if len(self.keys) > 1:
+            rank_zero_info(
+                f"{self.name}: {len(self.keys)} components, so a reading runs {len(self.keys)} sets of "
+                f"{settings.sampling.num_chains} chains with {settings.num_steps} steps each, "
+                f"and costs {len(self.keys)} times as much as one of the whole network"
+            )
 
-    def read(self, anchor: Anchor, *, must_work: bool = False) -> None:
+    def affords(self) -> bool:
+        """Whether the budget affords a reading: rank 0's answer, on every rank."""
+        return self.budget.share is None or self.peers.from_first(self.budget.affords())
+
+    def read(self, anchor: Anchor, *, must_work: bool = False, on_credit: bool = False) -> bool:
         """Make one reading, log it and record it. Errors are flagged unless the user wants them raised.
 
         Args:
             anchor: What to read.
             must_work: Every error raises, as before the first training step.
+            on_credit: Whatever it costs.
+
+        Returns:
+            Whether it was made, or flagged, rather than left out because the curvature makes it too dear.
         """
         began = self.budget.clock()
         settings: Settings | None = None
@@ -101,26 +125,32 @@ class LiveReadings:
         failure: str | None = None
         with self.budget.charged():
             try:
-                settings, results = self._try(anchor)
+                settings, results = self._try(anchor, on_credit)
             except Exception as error:  # any error of user code: training must go on
                 if must_work or self.on_failure == "raise":
                     raise
                 failure = f"{type(error).__name__}: {error}"
                 warnings.warn(f"{self.name}: the reading at step {anchor.step} failed: {failure}", stacklevel=2)
+        if failure is None and not results:
+            return False
+        bad = worthless(results, exact=settings is not None and settings.sampler.full_batch)
         duration = self.budget.clock() - began
-        self.budget.cost = self.budget.cost if failure else duration
         with self.budget.charged():
-            self._report(anchor, settings, results, failure, duration)
-        try:
-            report_failures(results, self.on_failure)
-        except FailedReadingError as error:
-            raise FailedReadingError(f"{self.name} at step {anchor.step}: {error}") from None
+            self._report(anchor, settings, results, failure, duration=duration, bad=bad)
+        if failure is None:
+            self.budget.learn(self.budget.clock() - began)
+        self._speak(anchor.step, results, bad)
+        return True
 
-    def _try(self, anchor: Anchor) -> tuple[Settings, dict[str, Results]]:
-        """All processes come to the end of a reading together, or all give it up."""
+    def _try(self, anchor: Anchor, on_credit: bool) -> tuple[Settings, dict[str, Results]]:
+        """All processes come to the end of a reading together, or all give it up; no results where it is too dear."""
         with self.peers.together():
+            began = self.budget.clock()
             self.peers.share_buffers(anchor.module_loss)
             settings = self.peers.agree_on(self.reader.settings_at(anchor))
+            payable = self.budget.plan(measuring=self.budget.clock() - began, steps=settings.num_steps)
+            if self.budget.share is not None and not (self.peers.from_first(payable) or on_credit):
+                return settings, {}
             chains = self.peers.share_of(settings.sampling.num_chains)
             total = self.reader.chain_steps(settings, chains)
             with reading_progress(self.trainer, f"{self.name} at step {anchor.step}", total) as on_step:
@@ -128,17 +158,44 @@ class LiveReadings:
                     anchor, settings, chains=chains, reduce=self.peers.add_up, on_step=on_step
                 )
 
+    def _speak(self, step: int, results: Mapping[str, Results], bad: Mapping[str, str]) -> None:
+        """Tell the user what is wrong with a reading, or raise where that was asked for."""
+        if (news := self.verdicts.take(step, results)) is not None:
+            rank_zero_warn(news)
+        try:
+            report_failures(results, self.on_failure)
+            if bad and self.on_failure == "raise":
+                raise FailedReadingError("; ".join(f"{where}: {why}" for where, why in bad.items()))
+        except FailedReadingError as error:
+            raise FailedReadingError(f"{self.name} at step {step}: {error}") from None
+
+    def summarize(self) -> None:
+        """Say at the end of a fit how many readings there were, how many of use, and why there were none."""
+        if self.verdicts.readings:
+            rank_zero_info(self.verdicts.summary())
+        elif self.index == 0 and self.budget.cost is not None and self.budget.share is not None:
+            seconds, training = self.budget.cost.whole, self.budget.training
+            rank_zero_warn(
+                f"{self.name}: no reading was made. One takes about {seconds:.3g} s after {self.budget.spent:.3g} s of "
+                f"preparation, which at max_overhead={self.budget.share:g} needs "
+                f"{(self.budget.spent + seconds) / self.budget.share:.3g} s of training; there were {training:.3g} s. "
+                "Write at_end=True for a reading of the last weights whatever it costs, a larger max_overhead, "
+                f"or fewer draws: sampling=SamplingConfig(num_draws={max(1, self.reader.sampling.num_draws // 4)})"
+            )
+
     def _report(
         self,
         anchor: Anchor,
         settings: Settings | None,
         results: Mapping[str, Results],
         failure: str | None,
+        *,
         duration: float,
+        bad: Mapping[str, str],
     ) -> None:
-        values = missing(self.name, self.keys) if failure else scalars(self.name, results)
-        overhead = self.peers.from_first(self.budget.overhead)
-        values[f"{self.name}/overhead"] = overhead if self.trainer.global_step > self._began_at else math.nan
+        values = missing(self.name, self.keys) if failure else scalars(self.name, results, worthless=bad)
+        overhead = self.peers.from_first(self._overhead())
+        values[f"{self.name}/overhead"] = overhead
         for logger in self.trainer.loggers:
             logger.log_metrics(values, anchor.step)
         self._to_callback_metrics(values)
@@ -163,6 +220,13 @@ class LiveReadings:
         self._record(reading, anchor)
         self.index += 1
 
+    def _overhead(self) -> float:
+        """NaN before 5 % of the fit; where its length is unknown, before its first step."""
+        step = self.trainer.global_step
+        known = math.isfinite(self._length)
+        meaningful = step >= MEANINGFUL * self._length if known else step > self._began_at
+        return self.budget.overhead if meaningful and step else math.nan
+
     def _describe(self, settings: Settings) -> dict[str, Any]:
         data = self.reader.data
         return {**describe_settings(settings), "samples": f"{len(data)} of {data.total}"}
@@ -171,10 +235,14 @@ class LiveReadings:
         if self._log_dir is None:
             return
         try:
-            self._records = self._records or RecordWriter(self._log_dir, self.name, resume=self._resume_records)
-            self._records.write(reading, anchor=anchor.module_loss.weights if self.snapshots else None)
+            records = self._open_records(self._log_dir)
+            records.write(reading, anchor=anchor.module_loss.weights if self.snapshots else None)
         except OSError as error:
             warnings.warn(f"{self.name}: the reading at step {reading.step} was not recorded: {error}", stacklevel=2)
+
+    def _open_records(self, log_dir: str) -> RecordWriter:
+        self._records = self._records or RecordWriter(log_dir, self.name, resume=self._resume_records)
+        return self._records
 
     def _to_callback_metrics(self, values: Mapping[str, float]) -> None:
         """Equal on every rank; a missing number keeps the last finite one, so that monitors do not stop on NaN."""
@@ -192,9 +260,7 @@ class LiveReadings:
         return {
             "index": self.index,
             "last": dict(self.last),
-            "spent": self.budget.spent,
-            "elapsed": self.budget.elapsed,
-            "cost": self.budget.cost,
+            "budget": self.budget.state_dict(),
             "settings": freeze(self.reader.settings),
             "records": self._resume_records if self._records is None else self._records.file,
         }
@@ -203,38 +269,6 @@ class LiveReadings:
         """Go on where :meth:`state_dict` was taken."""
         self.index, self._resume_records = state["index"], state["records"]
         self.last.update({tag: value for tag, value in state["last"].items() if tag in self.last})
-        self.budget.resume(spent=state["spent"], elapsed=state["elapsed"], cost=state["cost"])
+        self.budget.load_state_dict(state["budget"])
         self.reader.settings = thaw(state["settings"], self.reader)
         self._to_callback_metrics(dict(self.last))
-
-
-def evaluation_context(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[Any]]:
-    """The Trainer's own forward context, but none where the sampler runs on float32 copies.
-
-    Float16 autocast needs a gradient scaler to keep small gradients; without one it is left out as well.
-    """
-    plugin = trainer.precision_plugin
-    half = isinstance(plugin, HalfPrecision) or (isinstance(plugin, MixedPrecision) and plugin.precision == "16-mixed")
-    return nullcontext if half else plugin.forward_context
-
-
-def _mover(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[Batch], Batch]:
-    return lambda batch: trainer.strategy.batch_to_device(batch, module.device)
-
-
-def record_dir(trainer: pl.Trainer) -> str | None:
-    """Where records go: beside the logs, or the Trainer's root folder. A collective call; None under fast_dev_run."""
-    folder = trainer.log_dir or trainer.default_root_dir
-    if getattr(trainer, "fast_dev_run", False):
-        return None
-    if "://" in str(folder):
-        rank_zero_warn(f"no records are kept beside {folder}: it is no local folder")
-        return None
-    return str(folder)
-
-
-def agreed(trainer: pl.Trainer, budget: Budget) -> bool:
-    """Whether rank 0's budget affords a reading, on every rank."""
-    if budget.share is None or trainer.world_size == 1:
-        return budget.affords()
-    return bool(trainer.strategy.broadcast(budget.affords()))

@@ -11,14 +11,19 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from lightning_slt.callbacks.agenda import Agenda
+from lightning_slt.callbacks.budget import Budget
 from lightning_slt.callbacks.checks import check_name, check_names, check_settings
-from lightning_slt.callbacks.live import LiveReadings, agreed, record_dir
-from lightning_slt.callbacks.schedule import Budget, LogSteps, Schedule, StepAxis
+from lightning_slt.callbacks.live import LiveReadings
+from lightning_slt.callbacks.schedule import LogSteps, Schedule
+from lightning_slt.callbacks.surroundings import record_dir, steps_of_run
+from lightning_slt.callbacks.watchers import Watchers, check_watched
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.estimators.base import Estimator
 from lightning_slt.functional import derive_loss
 from lightning_slt.plan import OnFailure, check_estimators, check_on_failure
-from lightning_slt.reading import Anchor, Request
+from lightning_slt.reading import Request
+from lightning_slt.reporting.scalars import missing
 from lightning_slt.reporting.tensorboard import write_layout
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig
@@ -107,20 +112,14 @@ class SLTMonitor(Callback):
             train_time_interval=train_time_interval,
             at_steps=() if at_steps is None else tuple(at_steps),
         )
-        self._schedule, self._clock = self.schedule, time.perf_counter
+        self._clock = time.perf_counter
         check_name(name)
         check_settings(nbeta=nbeta, localization=localization, sampler=sampler, sampling=self.sampling)
         check_on_failure(on_failure)
         Budget(max_overhead)
         self._live: LiveReadings | None = None
-        self._steps = StepAxis()
-        self._first: Anchor | None = None
-        self._at_checkpoint: Anchor | None = None
+        self._agenda: Agenda | None = None
         self._restored: dict[str, Any] = {}
-        self._resuming = False
-        self._looked = 0
-        self._last_step = -1
-        self._last_time = 0.0
 
     @property
     def state_key(self) -> str:
@@ -130,9 +129,10 @@ class SLTMonitor(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what can be known to fail; forget an earlier fit by another Trainer."""
         if stage == "fit":
-            check_names([c.name for c in trainer.callbacks if isinstance(c, SLTMonitor)])  # type: ignore[attr-defined]
+            monitors = _monitors(trainer)
+            check_names([m.name for m in monitors])
             derive_loss(pl_module, self.loss_fn)
-            resolve_components(pl_module, self.components)
+            check_watched(trainer, self.name, [tag for m in monitors for tag in m._tags(pl_module)])
             if self.data is not None:
                 source_parts(self.data)
             self._restored = self._restored if trainer.global_step else {}
@@ -145,24 +145,31 @@ class SLTMonitor(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Read what waits: the first weights, or those of a checkpoint."""
-        self._steps.batch_begins(trainer)
-        self._take_up(trainer)
-        self._read_waiting(trainer)
+        if self._agenda is not None:
+            self._agenda.batch_begins()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read where a step is due."""
-        self._after_step(trainer)
+        if self._agenda is not None:
+            self._agenda.batch_ends()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read before the callbacks that look at the end of validation, whose order is the user's."""
+        if self._agenda is not None:
+            self._agenda.others_look("validation")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read where an epoch is due."""
-        if self._agreed(trainer, self.should_read(trainer, epoch=trainer.current_epoch)):
-            self._read_now(trainer)
+        if self._agenda is not None:
+            self._agenda.epoch_ends()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read what waits, and the last weights where asked for."""
-        self._finish(trainer)
+        if self._agenda is not None:
+            self._agenda.finish()
+        self._release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep the state, and drop everything that holds on to the Trainer."""
@@ -171,15 +178,15 @@ class SLTMonitor(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Set the weights aside; sampling here would run inside tuners and exception handlers."""
-        if self.at_checkpoints and self._live is not None and not trainer.sanity_checking:
-            self._set_aside(trainer)
+        """Set the weights aside where they are to be read."""
+        if self._agenda is not None:
+            self._agenda.saves()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only: a checkpoint is loaded with weights_only."""
-        if self._live is None:
+        if self._live is None or self._agenda is None:
             return dict(self._restored)
-        return {**self._live.state_dict(), "last_step": self._last_step}
+        return {**self._live.state_dict(), "last_step": self._agenda.last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training starts."""
@@ -193,16 +200,11 @@ class SLTMonitor(Callback):
             step: Optimizer steps taken, when asked at the end of a batch.
             epoch: Epoch just ended, counted from 0, when asked there.
         """
-        if epoch is not None:
-            return self._schedule.due_at_epoch(epoch)
-        assert step is not None
-        return self._schedule.due_at_step(self._looked, step, since=self._clock() - self._last_time)
+        return self._agenda is not None and self._agenda.due(step=step, epoch=epoch)
 
     def _begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         fast = bool(getattr(trainer, "fast_dev_run", False))
         budget = Budget(None if fast else self.max_overhead, clock=self._clock)
-        self._first = self._at_checkpoint = None
-        self._schedule = Schedule() if fast else self._full_schedule(trainer)
         with budget.charged():
             self._live = LiveReadings(
                 trainer,
@@ -215,25 +217,24 @@ class SLTMonitor(Callback):
                 snapshots=self.snapshots,
                 log_dir=record_dir(trainer),
             )
-            self._last_step = self._restored.get("last_step", -1)
             if self._restored:
                 self._live.load_state_dict(self._restored)
-            self._looked, self._last_time = trainer.global_step, self._clock()
-            self._steps.batch_begins(trainer)
-            write_layout(trainer.loggers, _layouts(trainer))
-            first = self._live.set_aside(self._steps.now(trainer))
+            self._agenda = Agenda(
+                trainer,
+                self._live,
+                Watchers(trainer, self.name, self._tags(module)),
+                schedule=Schedule() if fast else self._full_schedule(trainer),
+                asks=self.should_read,
+                alike=type(self).should_read is SLTMonitor.should_read,
+                at_checkpoints=self.at_checkpoints,
+                at_end=self.at_end,
+                clock=self._clock,
+                last_step=self._restored.get("last_step", -1),
+            )
+            write_layout(trainer.loggers, {m.name: m._live.keys for m in _monitors(trainer) if m._live is not None})
+            first = self._live.set_aside(self._agenda.step)
             self._live.prepare(first)
-        self._resuming = trainer.global_step > 0
-        if not self._resuming:
-            self._first = first
-            self._read_waiting(trainer, training=False)
-
-    def _take_up(self, trainer: pl.Trainer) -> None:
-        """Where a run resumes, Lightning sets its count of batches right only after ``on_train_start``."""
-        resuming, self._resuming = self._resuming, False
-        step = self._steps.now(trainer)
-        if resuming and self._live is not None and step != self._last_step:
-            self._first = self._live.set_aside(step)
+        self._agenda.begin(first)
 
     def _full_schedule(self, trainer: pl.Trainer) -> Schedule:
         """The user's, or: every step that the budget affords, or a fixed number of readings over the run."""
@@ -241,8 +242,8 @@ class SLTMonitor(Callback):
             return self.schedule
         if self.max_overhead is not None:
             return Schedule(every_n_train_steps=1)
-        total = trainer.estimated_stepping_batches
-        if 0 < total < float("inf"):
+        total = steps_of_run(trainer)
+        if total < float("inf"):
             return Schedule(every_n_train_steps=max(1, int(total) // DEFAULT_READINGS))
         if trainer.num_training_batches < float("inf"):
             return Schedule(every_n_epochs=1)
@@ -260,65 +261,16 @@ class SLTMonitor(Callback):
             loss_fn=self.loss_fn,
         )
 
-    def _after_step(self, trainer: pl.Trainer) -> None:
-        self._read_waiting(trainer)
-        step = trainer.global_step
-        due = step != self._looked and self._agreed(trainer, self.should_read(trainer, step=step))
-        self._looked = step
-        if due:
-            self._read_now(trainer)
-
-    def _read_now(self, trainer: pl.Trainer) -> None:
-        """Read the present weights if the budget affords it."""
-        step = self._steps.now(trainer)
-        if self._live is None or step == self._last_step or self._first is not None:
-            return
-        if agreed(trainer, self._live.budget):
-            self._read(self._live.set_aside(step))
-
-    def _set_aside(self, trainer: pl.Trainer) -> None:
-        assert self._live is not None
-        step = self._steps.now(trainer)
-        if step != self._last_step and (self._first is None or step != self._first.step):
-            self._at_checkpoint = self._live.set_aside(step)
-
-    def _read_waiting(self, trainer: pl.Trainer, *, training: bool = True) -> None:
-        """The first weights wait until the budget affords them; those of a checkpoint do not."""
-        if self._live is None:
-            return
-        if self._first is not None and agreed(trainer, self._live.budget):
-            first, self._first = self._first, None
-            self._read(first, must_work=not training)
-        waiting, self._at_checkpoint = self._at_checkpoint, None
-        if waiting is None or waiting.step == self._last_step or self._first is not None:
-            return
-        if agreed(trainer, self._live.budget):
-            self._read(waiting)
-
-    def _read(self, anchor: Anchor, *, must_work: bool = False) -> None:
-        assert self._live is not None
-        self._last_step, self._last_time = anchor.step, self._clock()
-        self._live.read(anchor, must_work=must_work)
-
-    def _finish(self, trainer: pl.Trainer) -> None:
-        self._read_waiting(trainer)
-        step = self._steps.now(trainer)
-        if self._live is not None and self.at_end and step != self._last_step:
-            self._read(self._live.set_aside(step))
-        self._release()
+    def _tags(self, module: pl.LightningModule) -> list[str]:
+        """Everything that is logged, also where a reading failed."""
+        names = [e.name for e in self.estimators]
+        keys = {component: names for component in resolve_components(module, self.components)}
+        return [*missing(self.name, keys), f"{self.name}/overhead"]
 
     def _release(self) -> None:
         self._restored = self.state_dict()
-        self._live = self._first = self._at_checkpoint = None
-
-    def _agreed(self, trainer: pl.Trainer, due: bool) -> bool:
-        """Rank 0's decision, on every rank, where ranks could come to different ones."""
-        own = type(self).should_read is not SLTMonitor.should_read
-        alike = not own and self._schedule.train_time_interval is None
-        return due if alike or trainer.world_size == 1 else bool(trainer.strategy.broadcast(due))
+        self._live = self._agenda = None
 
 
-def _layouts(trainer: pl.Trainer) -> dict[str, dict[str, list[str]]]:
-    """Charts of every monitor that is ready, so that the last one to start writes them all."""
-    monitors = [c for c in trainer.callbacks if isinstance(c, SLTMonitor)]  # type: ignore[attr-defined]
-    return {m.name: m._live.keys for m in monitors if m._live is not None}
+def _monitors(trainer: pl.Trainer) -> list[SLTMonitor]:
+    return [c for c in trainer.callbacks if isinstance(c, SLTMonitor)]  # type: ignore[attr-defined]

@@ -1,10 +1,8 @@
-"""When readings are due: Lightning's own intervals, explicit and log-spaced steps, a budget, and the x axis."""
+"""When readings are due: Lightning's own intervals, explicit and log-spaced steps; and the x axis."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -112,60 +110,3 @@ class StepAxis:
 
     def _counts(self, trainer: pl.Trainer) -> tuple[int, int]:
         return trainer.global_step, int(trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-
-class Budget:
-    """Keeps reading time over training time at or below a share, by skipping readings that it cannot yet pay for.
-
-    Args:
-        share: Largest overhead, such as 0.1; None for no limit.
-        clock: Gives seconds; injected by tests.
-
-    Raises:
-        ValueError: If the share is not positive.
-    """
-
-    def __init__(self, share: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Start with nothing spent."""
-        if share is not None and not share > 0:
-            raise ValueError(f"max_overhead must be a positive share such as 0.1, got {share}")
-        self.share, self.clock = share, clock
-        self.spent = 0.0
-        self.elapsed_before = 0.0
-        self.cost: float | None = None
-        self._began = clock()
-        self._charging = False
-
-    def resume(self, *, spent: float, elapsed: float, cost: float | None) -> None:
-        """Go on from an earlier part of the run."""
-        self.spent, self.elapsed_before, self.cost = spent, elapsed, cost
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of fitting so far, earlier parts of a resumed run included."""
-        return self.elapsed_before + self.clock() - self._began
-
-    @property
-    def overhead(self) -> float:
-        """Reading time over training time so far."""
-        training = self.elapsed - self.spent
-        return self.spent / training if training > 0 else float("inf")
-
-    def affords(self) -> bool:
-        """Whether one more reading, as dear as the last, would still leave the overhead within the share."""
-        if self.share is None:
-            return True
-        training = self.elapsed - self.spent
-        return self.spent + (self.cost or 0.0) <= self.share * training
-
-    @contextmanager
-    def charged(self) -> Iterator[None]:
-        """Book the time that passes inside as reading time, once where these nest, also after an exception."""
-        outermost, self._charging = not self._charging, True
-        began = self.clock()
-        try:
-            yield
-        finally:
-            if outermost:
-                self._charging = False
-                self.spent += self.clock() - began

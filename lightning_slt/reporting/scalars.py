@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lightning_slt.types import Estimate
@@ -12,13 +12,18 @@ FIELDS = ("mean", "stderr", "lower", "upper", "rhat", "ok")
 LEVEL = 0.9
 """Coverage of the band from ``lower`` to ``upper``."""
 
+_NOTHING = {**dict.fromkeys(FIELDS, math.nan), "ok": 0.0}
 
-def scalars(name: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+
+def scalars(
+    name: str, results: Mapping[str, Mapping[str, Any]], *, worthless: Collection[str] = ()
+) -> dict[str, float]:
     """All scalars of one reading by tag.
 
     Args:
         name: The monitor's.
         results: ``{component: {key: estimate}}``.
+        worthless: Those of them, as ``<component>/<key>``, whose numbers are none: NaN, and not ok.
 
     Returns:
         Floats by tag; NaN where a number does not exist.
@@ -26,8 +31,10 @@ def scalars(name: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, fl
     tagged = {}
     for component, estimates in results.items():
         for key, estimate in estimates.items():
-            for field, value in estimate_fields(estimate).items():
-                tagged[f"{name}/{component}/{key}/{field}"] = value
+            tag = f"{component}/{key}"
+            fields = {**_NOTHING, "rhat": estimate_fields(estimate)["rhat"]} if tag in worthless else None
+            for field, value in (fields or estimate_fields(estimate)).items():
+                tagged[f"{name}/{tag}/{field}"] = value
     return tagged
 
 
@@ -48,8 +55,8 @@ def estimate_fields(estimate: Estimate) -> dict[str, float]:
 def missing(name: str, keys: Mapping[str, list[str]]) -> dict[str, float]:
     """The same tags for a reading that failed: NaN, and not ok."""
     return {
-        f"{name}/{component}/{key}/{field}": 0.0 if field == "ok" else math.nan
+        f"{name}/{component}/{key}/{field}": value
         for component, names in keys.items()
         for key in names
-        for field in FIELDS
+        for field, value in _NOTHING.items()
     }

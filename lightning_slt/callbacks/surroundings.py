@@ -1,0 +1,50 @@
+"""What a Trainer tells of itself: how it evaluates, where it logs, how long it will go on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_slt.types import Batch
+
+
+def evaluation_context(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[Any]]:
+    """The Trainer's own forward context, but none where the sampler runs on float32 copies.
+
+    Float16 autocast needs a gradient scaler to keep small gradients; without one it is left out as well.
+    """
+    plugin = trainer.precision_plugin
+    half = isinstance(plugin, HalfPrecision) or (isinstance(plugin, MixedPrecision) and plugin.precision == "16-mixed")
+    return nullcontext if half else plugin.forward_context
+
+
+def mover(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[Batch], Batch]:
+    """Moves a collated batch to the module's device, as the Trainer does."""
+    return lambda batch: trainer.strategy.batch_to_device(batch, module.device)
+
+
+def record_dir(trainer: pl.Trainer) -> str | None:
+    """Where records go: beside the logs, or the Trainer's root folder. A collective call; None under fast_dev_run."""
+    folder = trainer.log_dir or trainer.default_root_dir
+    if getattr(trainer, "fast_dev_run", False):
+        return None
+    if "://" in str(folder):
+        rank_zero_warn(f"no records are kept beside {folder}: it is no local folder")
+        return None
+    return str(folder)
+
+
+def steps_of_run(trainer: pl.Trainer) -> float:
+    """How many optimizer steps the fit will make; infinite where that is not known."""
+    try:
+        total = trainer.estimated_stepping_batches
+    except MisconfigurationException:  # accumulation that changes from epoch to epoch
+        return math.inf
+    return total if total > 0 else math.inf
