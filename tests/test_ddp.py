@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -178,10 +179,17 @@ def test_an_error_before_training_ends_all_processes() -> None:
         train("watched", few_draws(), make=lambda: FailsOnOne(1, 0))
 
 
+class Dawdle(pl.Callback):
+    """Training that can pay for readings."""
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        time.sleep(0.1 if trainer.global_rank == 0 else 0.02)
+
+
 def test_schedules_by_the_clock_agree() -> None:
     """Ranks measure different times and costs; rank 0 decides for all."""
-    options = {"every_n_train_steps": None, "train_time_interval": timedelta(milliseconds=40), "max_overhead": 5.0}
-    first, second = train("watched", few_draws(**options), max_steps=30)
+    options = {"every_n_train_steps": None, "train_time_interval": timedelta(milliseconds=40), "max_overhead": 1.0}
+    first, second = train("watched", few_draws(**options, at_end=True), Dawdle())
     assert first["metrics"]["slt/overhead"] == second["metrics"]["slt/overhead"]
     assert len(slt.load_records("watched")) >= 1
 
@@ -193,3 +201,20 @@ def test_checkpoints_and_resume() -> None:
     assert [r.step for r in records] == [0, 2, 4, 6]
     state = torch.load(next(Path("saved").glob("*step=4*")), weights_only=True)["callbacks"]["slt"]
     assert (state["index"], state["last_step"]) == (2, 2)
+
+
+@pytest.mark.parametrize("every", [{"every_n_train_steps": 2}, {"train_time_interval": timedelta(microseconds=1)}])
+def test_scores_of_checkpoints(every: dict[str, Any]) -> None:
+    """Every process reads where rank 0's clock says that a checkpoint is due."""
+    tag = "slt/full/llc/mean"
+    saving = ModelCheckpoint("saved", monitor=tag, save_top_k=-1, auto_insert_metric_name=False, **every)
+    train("watched", few_draws(every_n_train_steps=None, at_checkpoints=True), saving)
+    means = {r.global_step: r.estimates["full"]["llc"].mean for r in slt.load_records("watched")}
+    states = [torch.load(file, weights_only=True) for file in Path("saved").glob("*.ckpt")]
+    last = max(states, key=lambda state: state["global_step"])
+    key = next(name for name in last["callbacks"] if name.startswith("ModelCheckpoint"))
+    scores = last["callbacks"][key]["best_k_models"]
+    assert len(scores) == len(means) - 1 == (3 if "every_n_train_steps" in every else 6)
+    for file, score in scores.items():
+        step = torch.load(file, weights_only=True)["global_step"]
+        assert float(score) == pytest.approx(means[step], rel=1e-6)

@@ -137,6 +137,26 @@ def test_nothing_to_load(tmp_path: Path) -> None:
         slt.load_records(tmp_path)
 
 
+@pytest.mark.parametrize("place", [".", "slt_records", "slt_records/a", "slt_records/a/b.jsonl"])
+def test_places_to_load_from(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of the logs, that of the records, and a single file; relative ones too."""
+    RecordWriter(tmp_path, "a/b").write(replace(READING, name="a/b"))
+    assert [r.name for r in slt.load_records(tmp_path / place)] == ["a/b"]
+    monkeypatch.chdir(tmp_path / place if (tmp_path / place).is_dir() else tmp_path)
+    assert [r.name for r in slt.load_records("." if (tmp_path / place).is_dir() else place)] == ["a/b"]
+
+
+def test_a_place_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"version_7 does not exist; give the folder that the logger wrote to"):
+        slt.load_records(tmp_path / "version_7")
+
+
+def test_no_reading_of_that_name(tmp_path: Path) -> None:
+    RecordWriter(tmp_path, "a").write(replace(READING, name="a"))
+    with pytest.warns(UserWarning, match=r"no reading of a monitor called 'b'; there are readings of 'a'"):
+        assert slt.load_records(tmp_path, name="b") == []
+
+
 def test_order_and_names(tmp_path: Path) -> None:
     """Several monitors and versions, in the order of time."""
     for time, (folder, name) in enumerate([("version_2", "a"), ("version_10", "b"), ("version_2", "b/c")]):
