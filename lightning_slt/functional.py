@@ -7,10 +7,8 @@ from a LightningModule's ``training_step``. Sampling needs the batch mean only; 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,14 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
+from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, batch_index, check_loss_fn
 from lightning_slt.types import Batch, LossFn, Params
-
-HOW_TO_WRITE_A_LOSS = """write one of:
-    def loss_fn(module, batch):            # and pass loss_fn=loss_fn
-        x, y = batch
-        return torch.nn.functional.cross_entropy(module(x), y, reduction="none")   # one loss per sample
-or the same as a method of the module:
-    def per_sample_loss(self, batch): ..."""
 
 
 def derive_loss(module: nn.Module, loss_fn: LossFn | None = None) -> LossFn:
@@ -42,8 +34,7 @@ def derive_loss(module: nn.Module, loss_fn: LossFn | None = None) -> LossFn:
         TypeError: If there is no loss to be had; the message shows the lines to write.
     """
     if loss_fn is not None:
-        if not callable(loss_fn):
-            raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}; {HOW_TO_WRITE_A_LOSS}")
+        check_loss_fn(loss_fn)
         return loss_fn
     if callable(getattr(module, "per_sample_loss", None)):
         return lambda module, batch: module.per_sample_loss(batch)  # type: ignore[operator]
@@ -65,7 +56,7 @@ def training_step_loss(module: nn.Module, batch: Batch) -> Tensor:
     """
     step: Callable[..., Any] = module.training_step  # type: ignore[assignment]
     function = getattr(step, "__func__", step)
-    index, named = _batch_index(function, bound=function is not step)
+    index, named = batch_index(function, bound=function is not step)
     output = step(batch, *index, **named)
     loss = output.get("loss") if isinstance(output, Mapping) else output
     if not isinstance(loss, Tensor):
@@ -74,19 +65,6 @@ def training_step_loss(module: nn.Module, batch: Batch) -> Tensor:
             f"{HOW_TO_WRITE_A_LOSS}"
         )
     return loss
-
-
-@cache
-def _batch_index(step: Callable[..., Any], *, bound: bool) -> tuple[tuple[int, ...], dict[str, int]]:
-    """What ``training_step`` takes besides the batch, as Lightning would pass it; signatures are slow to read."""
-    parameters = inspect.signature(step).parameters
-    if "dataloader_iter" in parameters:
-        raise TypeError(f"training_step takes dataloader_iter, so it has no loss of one batch; {HOW_TO_WRITE_A_LOSS}")
-    kinds = [p.kind for p in parameters.values()]
-    places = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
-    if places - bound > 1 or inspect.Parameter.VAR_POSITIONAL in kinds:
-        return (0,), {}
-    return (), {"batch_idx": 0} if "batch_idx" in parameters else {}
 
 
 class ModuleLoss:

@@ -205,7 +205,7 @@ def estimate(
     """
     estimators = check_estimators(estimators)
     check_on_failure(on_failure)
-    check_settings(sampler=sampler, nbeta=nbeta, localization=localization, sampling=sampling)
+    nbeta, localization = check_settings(sampler=sampler, nbeta=nbeta, localization=localization, sampling=sampling)
     config = sampling or SamplingConfig()
     resolved = resolve_components(module, components)
     with isolated(module, seed=derive_seed(config.seed, "reading"), also=(loss_fn, source_parts(data)[1])):
@@ -228,8 +228,13 @@ def estimate(
     return results[next(iter(results))] if components is None else results
 
 
-def check_settings(*, sampler: object, nbeta: object, localization: object, sampling: object) -> None:
+def check_settings(
+    *, sampler: Sampler | None, nbeta: float | None, localization: float | None, sampling: SamplingConfig | None
+) -> tuple[float | None, float | None]:
     """Refuse settings of the wrong kind before any data are read.
+
+    Returns:
+        nβ and γ as plain floats, whatever numeric type they were.
 
     Raises:
         TypeError: If the sampler or the counts are something else.
@@ -239,9 +244,15 @@ def check_settings(*, sampler: object, nbeta: object, localization: object, samp
         raise TypeError(f"sampler must be a sampler such as SGLD(step_size=1e-4), or None, got {sampler!r}")
     if not (sampling is None or isinstance(sampling, SamplingConfig)):
         raise TypeError(f"sampling must be a SamplingConfig such as SamplingConfig(num_chains=4), got {sampling!r}")
-    for name, value in (("nbeta", nbeta), ("localization", localization)):
-        if value is not None and not is_amount(value):
-            raise ValueError(f"{name} must be a finite number, zero or more, or None to be found, got {value!r}")
+    return _constant("nbeta", nbeta, 30.0), _constant("localization", localization, 300.0)
+
+
+def _constant(name: str, value: float | None, example: float) -> float | None:
+    if value is None or is_amount(value):
+        return None if value is None else float(value)
+    raise ValueError(
+        f"{name} must be a finite number, zero or more, or None to be found, got {value!r}; write e.g. {name}={example}"
+    )
 
 
 def check_on_failure(on_failure: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, default_collate
 
+from lightning_slt.boundary import describe, is_array
 from lightning_slt.types import Batch
 
 Collate = Callable[[list[Any]], Batch]
@@ -26,22 +27,40 @@ def source_parts(source: Any) -> tuple[Any, Collate]:
         Something with a length that gives samples by index, and a function that makes a batch of a list of them.
 
     Raises:
-        TypeError: For streams without a length, and loaders that do not collate single samples.
+        TypeError: For streams without a length, loaders that do not collate single samples, and bare tensors.
     """
+    if is_array(source) or isinstance(source, str) or _columns(source):
+        raise TypeError(
+            f"data is {describe(source)}; expected a Dataset, a list of samples or a DataLoader: write "
+            "TensorDataset(X, Y) for batches (x, y), TensorDataset(X) for batches (x,), or list(X) for batches x"
+        )
+    return _parts(source)
+
+
+def _parts(source: Any) -> tuple[Any, Collate]:
     if isinstance(source, DataLoader):
         if source.batch_sampler is None:
             raise TypeError("the DataLoader does not batch single samples (batch_size=None); pass data= a Dataset")
         return _indexable(_reached(source)), source.collate_fn
     if isinstance(source, Mapping) and source:
-        named = {name: source_parts(part) for name, part in source.items()}
+        named = {name: _parts(part) for name, part in source.items()}
         return _SideBySide({n: p[0] for n, p in named.items()}), _CollateParts(
             {n: p[1] for n, p in named.items()}, dict
         )
     if isinstance(source, list | tuple) and source and all(_is_source(part) for part in source):
-        parts = dict(enumerate(source_parts(part) for part in source))
+        parts = dict(enumerate(_parts(part) for part in source))
         collate = _CollateParts({n: p[1] for n, p in parts.items()}, tuple if isinstance(source, tuple) else list)
         return _SideBySide({n: p[0] for n, p in parts.items()}), collate
     return _indexable(source), default_collate
+
+
+def _columns(source: Any) -> bool:
+    """Whether these are tensors of all samples rather than samples: a tuple, or tensors that would not stack."""
+    if not isinstance(source, list | tuple) or not source or not all(map(is_array, source)):
+        return False
+    lengths = {part.shape[:1] for part in source}
+    apart = len({part.shape for part in source}) > 1
+    return isinstance(source, tuple) or (apart and len(lengths) == 1 and lengths != {()})
 
 
 def _is_source(part: Any) -> bool:

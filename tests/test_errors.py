@@ -37,6 +37,18 @@ def estimate(module=None, data=DATA, estimators=None, **changes):
         (lambda: slt.LLCMonitor(localization=math.inf), "localization must be a finite number"),
         (lambda: slt.LLCMonitor(every_n_train_steps=0), "every_n_train_steps must be a whole number of at least 1"),
         (lambda: slt.LLCMonitor(max_overhead=0.0), "max_overhead must be a positive share such as 0.1"),
+        (lambda: slt.LLCMonitor(max_overhead=10), "max_overhead must be a share of training time, at most 1, got 10"),
+        (lambda: slt.LLCMonitor(max_overhead=10), "write max_overhead=0.1 for 10 %"),
+        (lambda: slt.LLCMonitor(max_overhead="10%"), "max_overhead must be a positive share such as 0.1, got '10%'"),
+        (
+            lambda: slt.LLCMonitor(nbeta="30"),
+            "nbeta must be a finite number, zero or more, or None to be found, got '30'",
+        ),
+        (lambda: slt.LLCMonitor(localization=True), "localization must be a finite number"),
+        (lambda: slt.LLCMonitor(train_time_interval=5), "train_time_interval must be positive, a timedelta such"),
+        (lambda: slt.LLCMonitor(at_steps=5), "at_steps must be whole numbers, zero or more, got 5; write at_steps=[5]"),
+        (lambda: slt.LLCMonitor(at_steps=[5, -1]), "at_steps must be whole numbers, zero or more, got [5, -1]"),
+        (lambda: slt.LLCMonitor(at_steps="1,2"), "at_steps must be whole numbers, zero or more, got '1,2'"),
         (lambda: slt.LLCMonitor(on_failure="ignore"), "on_failure must be 'warn' or 'raise', got 'ignore'"),
         (lambda: slt.LLCMonitor(name=""), "name must be a non-empty string"),
         (lambda: slt.LLCMonitor(sampling=slt.SamplingConfig(num_chains=1)), "at least two chains"),
@@ -50,6 +62,11 @@ def test_constructors_refuse(make, words):
     assert words in str(caught.value)
 
 
+def test_a_monitor_refuses_a_loss_of_other_arguments_when_it_is_made():
+    with pytest.raises(TypeError, match=r"loss_fn takes \(batch\), expected \(module, batch\)"):
+        slt.LLCMonitor(loss_fn=lambda batch: batch)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield torch.zeros(3), torch.zeros(1)
@@ -58,9 +75,14 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
+        ({"nbeta": "30"}, ValueError, "nbeta must be a finite number, zero or more, or None to be found, got '30'"),
         ({"nbeta": -1.0}, ValueError, "nbeta must be a finite number, zero or more"),
         ({"localization": math.nan}, ValueError, "localization must be a finite number"),
         ({"data": TensorDataset(torch.empty(0, 3), torch.empty(0, 1))}, ValueError, "has no samples"),
+        ({"data": torch.randn(8, 3)}, TypeError, "data is a tensor of shape (8, 3); expected a Dataset"),
+        ({"data": DATA.tensors}, TypeError, "a tuple of tensors of shapes (32, 3), (32, 1); expected a Dataset"),
+        ({"data": list(DATA.tensors)}, TypeError, "write TensorDataset(X, Y)"),
+        ({"data": "train"}, TypeError, "data is the string 'train'; expected a Dataset"),
         ({"data": Stream()}, TypeError, "stream without a length"),
         ({"data": DataLoader(DATA, batch_size=None)}, TypeError, "batch_size=None"),
         ({"estimators": [slt.LLC]}, TypeError, "must hold estimators such as LLC()"),

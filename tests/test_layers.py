@@ -12,7 +12,7 @@ import lightning_slt
 ROOT = Path(lightning_slt.__file__).parent
 
 LAYERS = [
-    {"types", "version", "seeding", "memory"},
+    {"types", "version", "seeding", "memory", "boundary"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics", "records"}
     | {"theory", "batching", "batches", "tracing"},
     {"data", "health", "samplers"},

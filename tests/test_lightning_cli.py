@@ -31,7 +31,6 @@ trainer:
         sampling: {num_chains: 3, num_draws: 5, num_burnin: 0, batch_size: 8, chain_method: sequential}
         at_steps: [1, 3]
         train_time_interval: "1:00:00"
-        max_overhead: 1000.0
         name: yaml
     - class_path: lightning_slt.SLTMonitor
       init_args:
@@ -67,3 +66,12 @@ def test_command_line(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (added.name, added.every_n_epochs, added.sampling.num_draws) == ("slt", 1, 4)
     steps = {n: [r.step for r in slt.load_records(elsewhere, name=n)] for n in ("yaml", "other", "slt")}
     assert steps == {"yaml": [0, 1, 3], "other": [0, 1, 2, 4], "slt": [0, 4]}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between LightningCLI and jsonargparse
+def test_budget_from_the_command_line(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only parsed: what a budget leaves of so short a run depends on the clock."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    args = ["--trainer.accelerator=cpu", "--trainer.callbacks=LLCMonitor", "--trainer.callbacks.max_overhead=0.25"]
+    cli = LightningCLI(Classifier, BlobData, args=args, run=False, save_config_callback=None)
+    assert [c.max_overhead for c in cli.trainer.callbacks if isinstance(c, slt.SLTMonitor)] == [0.25]

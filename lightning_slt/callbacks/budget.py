@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lightning_slt.types import is_amount
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -53,13 +55,18 @@ class Budget:
         clock: Gives seconds; injected by tests.
 
     Raises:
-        ValueError: If the share is not positive.
+        ValueError: If the share is not positive, or above 1: a percentage was meant, or no limit.
     """
 
     def __init__(self, share: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
         """Start with nothing spent."""
-        if share is not None and not share > 0:
-            raise ValueError(f"max_overhead must be a positive share such as 0.1, got {share}")
+        if share is not None and not (is_amount(share) and share > 0):
+            raise ValueError(f"max_overhead must be a positive share such as 0.1, got {share!r}")
+        if share is not None and share > 1:
+            raise ValueError(
+                f"max_overhead must be a share of training time, at most 1, got {share:g}; write max_overhead=0.1 for "
+                "10 %, or leave it out where readings may take longer than training"
+            )
         self.share, self.clock = share, clock
         self.spent = 0.0
         self.cost: Cost | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_slt import plan
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig
 
@@ -26,22 +27,37 @@ def check_name(name: str) -> None:
 
 def check_settings(
     *, nbeta: float | None, localization: float | None, sampler: Sampler | None, sampling: SamplingConfig
-) -> None:
+) -> tuple[float | None, float | None]:
     """Refuse settings that no reading can have.
+
+    Returns:
+        nβ and γ as plain floats, which records and checkpoints can hold.
 
     Raises:
         ValueError: For constants or counts that cannot be.
         TypeError: For a sampler that is none, or counts that are no SamplingConfig.
     """
-    for key, value in (("nbeta", nbeta), ("localization", localization)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{key} must be a finite number, zero or more, or None to be found, got {value}")
-    if sampler is not None and not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler must be a sampler such as SGLD(step_size=1e-4), got {sampler!r}")
-    if not isinstance(sampling, SamplingConfig):
-        raise TypeError(f"sampling must be a SamplingConfig such as SamplingConfig(num_chains=4), got {sampling!r}")
+    constants = plan.check_settings(nbeta=nbeta, localization=localization, sampler=sampler, sampling=sampling)
     if sampling.num_chains < 2:
         raise ValueError("a monitor needs at least two chains for an error bar; write SamplingConfig(num_chains=4)")
+    return constants
+
+
+def check_steps(at_steps: Iterable[int] | None) -> tuple[int, ...]:
+    """Refuse what is no collection of optimizer steps.
+
+    Raises:
+        ValueError: If it is no collection, or one of something else than whole numbers from zero on.
+    """
+    steps: object = () if at_steps is None else at_steps
+    listed = tuple(steps) if isinstance(steps, Iterable) and not isinstance(steps, str) else None
+    if listed is None or any(isinstance(s, bool) or not isinstance(s, Integral) or s < 0 for s in listed):
+        given, instead = (steps, steps) if listed is None else (list(listed), "10, 100")
+        raise ValueError(
+            f"at_steps must be whole numbers, zero or more, got {given!r}; write at_steps=[{instead}], or "
+            "at_steps=slt.LogSteps(first, last, count) for steps on a log scale"
+        )
+    return tuple(int(s) for s in listed)
 
 
 def check_names(names: Sequence[str]) -> None:

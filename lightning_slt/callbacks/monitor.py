@@ -11,9 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from lightning_slt.boundary import check_loss_fn
 from lightning_slt.callbacks.agenda import Agenda
 from lightning_slt.callbacks.budget import Budget
-from lightning_slt.callbacks.checks import check_name, check_names, check_settings
+from lightning_slt.callbacks.checks import check_name, check_names, check_settings, check_steps
 from lightning_slt.callbacks.live import LiveReadings
 from lightning_slt.callbacks.schedule import LogSteps, Schedule
 from lightning_slt.callbacks.surroundings import record_dir, steps_of_run
@@ -99,8 +100,11 @@ class SLTMonitor(Callback):
         """Store and check the arguments."""
         super().__init__()
         self.estimators = check_estimators(estimators)
-        self.sampler, self.nbeta, self.localization = sampler, nbeta, localization
         self.sampling = sampling or SamplingConfig()
+        self.sampler = sampler
+        self.nbeta, self.localization = check_settings(
+            nbeta=nbeta, localization=localization, sampler=sampler, sampling=self.sampling
+        )
         self.components, self.data, self.loss_fn = components, data, loss_fn
         self.every_n_train_steps, self.every_n_epochs = every_n_train_steps, every_n_epochs
         self.train_time_interval, self.at_steps = train_time_interval, at_steps
@@ -110,13 +114,14 @@ class SLTMonitor(Callback):
             every_n_train_steps=every_n_train_steps,
             every_n_epochs=every_n_epochs,
             train_time_interval=train_time_interval,
-            at_steps=() if at_steps is None else tuple(at_steps),
+            at_steps=check_steps(at_steps),
         )
         self._clock = time.perf_counter
         check_name(name)
-        check_settings(nbeta=nbeta, localization=localization, sampler=sampler, sampling=self.sampling)
         check_on_failure(on_failure)
         Budget(max_overhead)
+        if loss_fn is not None:
+            check_loss_fn(loss_fn)
         self._live: LiveReadings | None = None
         self._agenda: Agenda | None = None
         self._restored: dict[str, Any] = {}
