@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAWS, TWINS, LIMITS = "test_samplers_laws.py", "test_samplers_twins.py", "test_samplers_limits.py"
+BUDGET, WATCHERS, ADVICE = "test_budget.py", "test_watchers.py", "test_advice.py"
 
 MUTANTS = [
     ("noise √(ε/2)", "samplers/sgld.py", "math.sqrt(eps * ", "math.sqrt(eps / 2 * ", "test_sgld.py"),
@@ -121,17 +122,63 @@ MUTANTS = [
         "return counted",
         "test_schedules.py",
     ),
-    ("budget without the next cost", "callbacks/schedule.py", "+ (self.cost or 0.0)", "", "test_schedules.py"),
+    ("budget without the next cost", "callbacks/budget.py", "self.spent + seconds <=", "self.spent <=", BUDGET),
+    ("steps of the last reading for this one", "callbacks/budget.py", "steps=steps)", "steps=self.cost.steps)", BUDGET),
+    ("too dear all the same", "callbacks/budget.py", "return steps <= expected or ", "return True or ", BUDGET),
+    ("measuring for nothing", "callbacks/budget.py", "self.measuring + self.sampling", "self.sampling", BUDGET),
+    ("no credit", "callbacks/agenda.py", "bool(self.watchers) and self.live.index == 0", "False", BUDGET),
+    ("credit for ever", "callbacks/agenda.py", "bool(self.watchers) and self.live.index == 0", "True", BUDGET),
+    (
+        "a first reading too dear is dropped",
+        "callbacks/agenda.py",
+        "                self._first = first",
+        "                pass",
+        BUDGET,
+    ),
+    ("overhead from the first second", "callbacks/live.py", "if meaningful and step else", "if True else", BUDGET),
+    ("scores of the reading before", "callbacks/agenda.py", "if self.at_checkpoints:", "if False:", WATCHERS),
+    (
+        "a reading before every look",
+        "callbacks/watchers.py",
+        "return any(saves_now",
+        "return any(True or saves_now",
+        WATCHERS,
+    ),
+    (
+        "validation looked at too late",
+        "callbacks/monitor.py",
+        "def on_validation_start",
+        "def on_validation_x",
+        WATCHERS,
+    ),
+    (
+        "patience counts what it has seen",
+        "callbacks/watchers.py",
+        "self._seen.get(index) == readings",
+        "False",
+        WATCHERS,
+    ),
+    ("told at every look", "callbacks/watchers.py", "if index not in self._told:", "if True:", WATCHERS),
+    ("tags that never come", "callbacks/watchers.py", "wanted not in known", "False", WATCHERS),
+    ("told at every bad reading", "reporting/advice.py", "if failing.keys() <= known:", "if not failing:", ADVICE),
+    ("divergence for a number", "reporting/advice.py", "stability >= DIVERGES", "False", ADVICE),
+    (
+        "a diverged reading in the logs",
+        "callbacks/live.py",
+        "scalars(self.name, results, worthless=bad)",
+        "scalars(self.name, results)",
+        ADVICE,
+    ),
     (
         "validation's checkpoints missed",
-        "callbacks/monitor.py",
-        "not trainer.sanity_checking",
-        "trainer.training",
-        "test_schedules.py",
+        "callbacks/agenda.py",
+        "or self.trainer.sanity_checking:\n            return\n        step",
+        "or not self.trainer.training:\n            return\n        step",
+        WATCHERS,
     ),
     (
         "resumed at Lightning's stale count",
-        "callbacks/monitor.py",
+        "callbacks/agenda.py",
         "if not self._resuming:",
         "if True:",
         "test_resume.py",
@@ -182,8 +229,8 @@ MUTANTS = [
     (
         "overhead of each rank's own",
         "callbacks/live.py",
-        "self.peers.from_first(self.budget.overhead)",
-        "self.budget.overhead",
+        "self.peers.from_first(self._overhead())",
+        "self._overhead()",
         "test_ddp.py",
     ),
     ("random numbers recorded", "tracing.py", "_draws(node) or ", "", "test_tracing.py"),

@@ -87,6 +87,15 @@ def test_the_share_is_kept_where_the_curvature_grows(monkeypatch: pytest.MonkeyP
     assert max(world.overheads) == pytest.approx(0.3)
 
 
+def test_first_weights_that_are_too_dear_wait_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """48 s are found after 20 s of training, and paid for after 160; then 320 s could pay for another such reading."""
+    world = World(monkeypatch, lambda step: 1 if step else 8)
+    steps = world.fit(max_overhead=0.3, epochs=82).steps()
+    assert steps[:3] == [0, 320, 321]
+    assert world.measured[:3] == [0, 0, 320]
+    assert max(world.overheads) == pytest.approx(0.3)
+
+
 def test_measuring_counts_and_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A measurement that finds a reading too dear is not repeated before the run can pay for that reading."""
     world = World(monkeypatch, lambda step: 8 if step >= 100 else 1, measuring=2.0)

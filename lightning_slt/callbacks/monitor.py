@@ -51,19 +51,21 @@ class SLTMonitor(Callback):
         nbeta: nβ; None is 30.
         localization: γ; None is found at the first reading and kept for the run.
         sampling: Counts of chains and draws.
-        components: None for all weights; "layers", a pattern of parameter names, or ``{name: Component}``.
+        components: None for all weights; "layers", a pattern of parameter names, or ``{name: Component}``. Each of
+            them is a set of chains of its own.
         data: None for the Trainer's own training set; else a Dataset, a DataLoader, or a dict or list of these.
         loss_fn: ``loss_fn(module, batch)``; None derives it from ``per_sample_loss`` or ``training_step``.
         every_n_train_steps: Optimizer steps between readings.
         every_n_epochs: Epochs between readings.
         train_time_interval: Time between readings.
         at_steps: Explicit optimizer steps; ``LogSteps(first, last, count)`` for log-spaced ones.
-        at_checkpoints: Also read the weights of every checkpoint that is saved in training.
+        at_checkpoints: Also read the weights of every checkpoint that is saved in training; those that
+            ``ModelCheckpoint`` scores by one of this monitor's tags before it looks.
         at_end: A last reading when the fit ends, whatever the budget.
         max_overhead: Largest share of reading time over training time, such as 0.1: readings that the run cannot
-            pay for yet are put off (the first one) or left out.
+            pay for yet are put off (the first one, unless a callback waits for a tag) or left out.
         name: First part of all tags; two monitors of one Trainer need two names.
-        on_failure: "warn" flags a failed reading and lets training go on; "raise" stops it.
+        on_failure: "warn" flags a reading that failed, died or diverged and lets training go on; "raise" stops it.
         snapshots: Save the anchor of every reading as safetensors beside the records.
 
     Raises:
