@@ -66,6 +66,17 @@ class SamplingData:
         batches = [self.batch(row) for row in indices.reshape(-1, indices.shape[-1])]
         return ChainBatch(*split_batch(batches[0]), True, indices) if shared else stack_batches(batches, indices)
 
+    def not_finite(self) -> Tensor:
+        """Which samples have NaN or infinity among their numbers ``[sample]``."""
+        if self.whole is None:
+            bad = [not all(map(_finite, pytree.tree_leaves(sample))) for sample in self.samples]
+            return torch.tensor(bad).nonzero()[:, 0]
+        finite = torch.ones(len(self), dtype=torch.bool)
+        for leaf in _tensors(self.whole):
+            if leaf.layout is torch.strided:
+                finite &= leaf.reshape(len(self), -1).isfinite().all(1).cpu()
+        return (~finite).nonzero()[:, 0]
+
     @cached_property
     def _whole_split(self) -> tuple[tuple[Tensor, ...], Form]:
         return split_batch(self.whole)
@@ -188,6 +199,14 @@ def _num_bytes(sample: Any, collate: Collate) -> int:
     """Of the arrays in one sample, or of what it is collated to where it has none (an image to be decoded, say)."""
     arrays = [leaf for leaf in pytree.tree_leaves(sample) if isinstance(leaf, Tensor | np.ndarray)]
     return max(1, sum(a.nbytes for a in arrays or _tensors(collate([sample]))))
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.layout is not torch.strided or bool(value.isfinite().all())
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind != "f" or bool(np.isfinite(value).all())
+    return not isinstance(value, float | np.floating) or bool(np.isfinite(value))
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

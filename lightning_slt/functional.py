@@ -75,7 +75,7 @@ class ModuleLoss:
     copies, because 1 + 1e-3 == 1 in bfloat16 and a sampler's steps would be lost.
 
     Args:
-        module: The network.
+        module: The network; evaluated with other weights in the place of its own.
         loss_fn: See :func:`derive_loss`.
         context: Makes the context of each evaluation, such as the Trainer's autocast.
     """
@@ -93,7 +93,7 @@ class ModuleLoss:
         self.weights: Params = {
             name: self._copy(p) for name, p in module.named_parameters() if not isinstance(p, nn.UninitializedParameter)
         }
-        self._bound = _Bound(module)
+        self.module, self._bound = module, _Bound(module)
         self._names = {n: f"module.{n}" for n, _ in _named_tensors(module)}
         self._tied = len(self._names) < len(_named_tensors(module, remove_duplicate=False))
         self._buffers = {name: self._copy(b) for name, b in module.named_buffers()}

@@ -22,6 +22,7 @@ from lightning_slt.preflight import anchor_losses, check_response, choose_route,
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig, sample
 from lightning_slt.seeding import derive_seed
+from lightning_slt.soundness import check_finite, check_mean, warn_of_bare_output
 from lightning_slt.sources import source_parts
 from lightning_slt.statistics import States
 from lightning_slt.types import FunctionalLoss, LossFn, is_amount
@@ -150,9 +151,14 @@ def check_estimators(estimators: Sequence[Estimator]) -> tuple[Estimator, ...]:
 def prepare(snapshot: Snapshot, config: SamplingConfig, *, localization: float) -> SamplingConfig:
     """Check the loss of every component once and resolve the route."""
     batch = snapshot.batch(config)
-    for component in snapshot.components.values():
+    anchor = snapshot.module_loss.weights
+    moving = {name for component in snapshot.components.values() for name in component.parameters}
+    check_finite(snapshot.loss, anchor, moving, snapshot.data, config)
+    for name, component in snapshot.components.items():
         posterior = snapshot.posterior(component, nbeta=1.0, localization=localization)
-        check_response(posterior, batch, seed=config.seed)
+        check_response(posterior, batch, seed=config.seed, component=name)
+    check_mean(snapshot.loss, anchor, snapshot.data, config)
+    warn_of_bare_output(snapshot.loss, anchor, snapshot.module_loss.module, batch.of_chain(0))
     return choose_route(posterior, batch, config)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_slt.batches import ChainBatch
+from lightning_slt.components import FULL
 from lightning_slt.data import SamplingData
 from lightning_slt.isolation import seed_everything
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
@@ -84,11 +85,17 @@ def steady(loss: FunctionalLoss, weights: Params, batch: Batch, *, seed: int) ->
     return loss if generators == _generators() else SeededLoss(loss, derive_seed(seed, "loss"))
 
 
-def check_response(posterior: LocalPosterior, batch: ChainBatch, *, seed: int) -> None:
+def check_response(posterior: LocalPosterior, batch: ChainBatch, *, seed: int, component: str = FULL) -> None:
     """Refuse a loss that is not finite at the anchor, that ignores the weights it is given, or has no gradient.
 
     Compares losses at ``w*`` and at one draw of ``w* + N(0, 1/γ)`` on the same minibatch, bit by bit. A gradient of
     zero is legal, a loss outside the graph is not.
+
+    Args:
+        posterior: Gives the loss and the anchor.
+        batch: A minibatch.
+        seed: Of the run.
+        component: What moves; part of the message.
 
     Raises:
         PreflightError: In these cases.
@@ -103,14 +110,18 @@ def check_response(posterior: LocalPosterior, batch: ChainBatch, *, seed: int) -
         )
     if here == there:
         raise PreflightError(
-            f"the loss is {here} at the anchor and at {posterior.dimension} weights moved away from it: it ignores the "
-            "weights that the sampler gives. Sharded modules and losses on copies of the network do that; write "
-            "loss_fn(module, batch) so that it runs the module that it gets"
+            f"the loss is {here} at the anchor and with the {posterior.dimension} weights of {component!r} moved away "
+            f"from it: it ignores the weights that the sampler gives. {_why_ignored(component, posterior)}"
         )
     if not passes.has_gradient(batch):
         raise PreflightError(
             "the loss changes with the weights but carries no gradient: it is computed under torch.no_grad(), or from "
             "detached or rounded outputs (.detach(), .item(), .argmax()); return the differentiable loss itself"
+        )
+    if torch.isnan(passes.loss_and_gradient(_same_for_two(batch))[1].rows[0]).any():
+        raise PreflightError(
+            "the loss is finite at the anchor, but its gradient is NaN there. The root or the norm of zero has none, "
+            "nor has torch.where where the part left out is infinite; add a small constant inside the root"
         )
 
 
@@ -176,6 +187,19 @@ def anchor_losses(loss: FunctionalLoss, weights: Params, data: SamplingData, con
         among_others = loss(weights, data.batch(mixed)).reshape(len(mixed), -1).mean(1)
     apart = (known[mixed.to(known.device)] - among_others).abs()
     return known if bool((apart <= 1e-4 * known.abs().mean() + 1e-6).all()) else None
+
+
+def _why_ignored(component: str, posterior: LocalPosterior) -> str:
+    if component == FULL:
+        return (
+            "Sharded modules and losses on copies of the network do that; write loss_fn(module, batch) so that it runs "
+            "the module that it gets"
+        )
+    named = ", ".join(list(posterior.anchor)[:3])
+    return (
+        f"Leave {named} out of components= where the loss does not use them (an unused head, a layer that only another "
+        "loss trains), or give the loss that does: loss_fn=loss_fn"
+    )
 
 
 def free_memory(device: torch.device) -> int:

@@ -19,7 +19,7 @@ LAYERS = [
     {"passes", "estimators", "motion"},
     {"sampling"},
     {"preflight", "published", "chains"},
-    {"calibration"},
+    {"calibration", "soundness"},
     {"plan", "reporting"},
     {"reading"},
     {"callbacks"},
