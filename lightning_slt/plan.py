@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -124,7 +124,7 @@ def run_chains(
         for accumulator in accumulators.values():
             if reduce is not None:
                 reduce(accumulator.states)
-        results[name] = {key: accumulator.compute() for key, accumulator in accumulators.items()}
+        results[name] = {key: replace(a.compute(), settings=settings) for key, a in accumulators.items()}
     return results
 
 

@@ -7,6 +7,7 @@ Axes come in this order everywhere: ``[chain, draw, sample, token]``. A paramete
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -143,6 +144,11 @@ class Estimate:
         per_chain: Value of each chain ``[chain]``; NaN for a dead one.
         health: What the checks said.
         traces: Whole traces ``[chain, draw]`` by name, where they were asked for.
+        settings: What it was made with, a :class:`lightning_slt.calibration.Settings`: nβ, γ, ε, resolution, counts.
+            None where nobody filled it in, as in records, where one set stands beside all estimates of a reading.
+
+    >>> print(Estimate(mean=2.0312, stderr=0.0517, per_chain=torch.tensor([2.0, 2.1]), health=Health(ok=True)))
+    2.031 ± 0.052 of 2 chains; ok
     """
 
     mean: float
@@ -150,6 +156,17 @@ class Estimate:
     per_chain: Tensor
     health: Health
     traces: Mapping[str, Tensor] = field(default_factory=dict)
+    settings: Any = None
+
+    def __str__(self) -> str:
+        """The number, its error and its health in one line, and what it was made with in a second one."""
+        chains, live = len(self.per_chain), int(torch.isfinite(self.per_chain).sum())
+        of = f"{chains} chains" if live == chains else f"{live} of {chains} chains"
+        lines = [f"{_with_error(self.mean, self.stderr)} of {of}; {self.health}"]
+        return "\n".join(lines if self.settings is None else [*lines, f"    {self.settings}"])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def interval(self, level: float = 0.9) -> tuple[float, float]:
         r"""Central interval that covers the expectation with probability ``level``.
@@ -176,6 +193,14 @@ class Estimate:
         degrees = int(torch.isfinite(self.per_chain).sum()) - 1
         half = student_t_quantile(0.5 + level / 2, degrees=degrees) * self.stderr if degrees >= 1 else float("nan")
         return self.mean - half, self.mean + half
+
+
+def _with_error(value: float, error: float) -> str:
+    """Both to the second digit of the error, without exponents where they are of ordinary size."""
+    if not (math.isfinite(value) and 1e-4 <= error < math.inf):
+        return f"{value:.4g} ± {error:.2g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def student_t_cdf(t: float, *, degrees: int) -> float:

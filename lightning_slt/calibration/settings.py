@@ -33,6 +33,26 @@ class Settings:
     steps: float = 1.0
     calibrated: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """One line for tables and logs."""
+        counts = self.sampling
+        parts = (
+            f"nβ={self.nbeta:.4g}{self._found('nbeta')}, γ={self.localization:.4g}{self._found('localization')}, "
+            f"resolution γ/nβ={self.resolution:.4g}",
+            f"{type(self.sampler).__name__} with ε={self.step_size:.4g}{self._found('sampler')}",
+            f"{counts.num_draws} draws a chain, thinning {counts.thinning}, "
+            f"burn-in {counts.num_burnin}{self._found('num_burnin')}, batches of {counts.batch_size}",
+        )
+        return "; ".join(parts)
+
+    def _found(self, name: str) -> str:
+        return " (found)" if name in self.calibrated else ""
+
+    @property
+    def step_size(self) -> float:
+        """ε of this reading; for samplers of Hamiltonian kind the time step."""
+        return self.sampler.step_size
+
     @property
     def resolution(self) -> float:
         """Curvature ``γ/nβ`` below which a direction does not count; infinite without the loss."""

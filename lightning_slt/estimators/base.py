@@ -54,7 +54,7 @@ class Accumulator(ABC):
 
     @abstractmethod
     def compute(self) -> Any:
-        """The estimate."""
+        """The estimate: a frozen dataclass with ``health``, and ``settings`` for :func:`run_chains` to fill in."""
 
 
 class Estimator(ABC):
