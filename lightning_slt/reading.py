@@ -29,6 +29,9 @@ from lightning_slt.types import Batch, LossFn
 MONITOR_CONDITION = 1.0
 """κ at the first anchor of a run: curvature grows several times over in training, and κ with it, towards 3 to 10."""
 
+PILOT_DRAWS = 4, 12
+"""Of the readings that tell what one costs; how a chain moves is measured at four draws, however many there are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
@@ -126,20 +129,20 @@ class Reader:
         return self.settings
 
     def predict_cost(self, anchor: Anchor, chains: Sequence[int] | None = None) -> tuple[float, float]:
-        """Seconds before the first step of a reading, and seconds of each step of all its chains, from short ones."""
+        """Seconds of a reading beside its steps, and of each step of all its chains, from short readings."""
         settings = self.calibrate(anchor)
 
         def seconds(draws: int) -> float:
-            few = replace(settings.sampling, num_burnin=0, num_draws=draws, thinning=1)
+            sampling = replace(settings.sampling, num_burnin=0, num_draws=draws, thinning=1)
             began = time.perf_counter()
-            with self.isolated():
-                run_chains(self._snapshot(anchor), (), replace(settings, sampling=few), chains=chains)
+            self.read(anchor, replace(settings, sampling=sampling), chains=chains)
             return time.perf_counter() - began
 
-        seconds(1)  # the first passes of a network are slower than any later ones
-        one, four = seconds(1), seconds(4)
-        per_step = max(0.0, (four - one) / 3)
-        return max(0.0, one - per_step), per_step
+        few, more = PILOT_DRAWS
+        seconds(few)  # the first passes of a network are slower than any later ones
+        short, longer = seconds(few), seconds(more)
+        per_step = max(0.0, (longer - short) / (more - few))
+        return max(0.0, short - few * per_step), per_step
 
     def chain_steps(self, settings: Settings, chains: Sequence[int] | None) -> int:
         """How many chain-steps a reading makes, for its progress bar."""

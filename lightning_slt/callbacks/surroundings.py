@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -43,8 +42,5 @@ def record_dir(trainer: pl.Trainer) -> str | None:
 
 def steps_of_run(trainer: pl.Trainer) -> float:
     """How many optimizer steps the fit will make; infinite where that is not known."""
-    try:
-        total = trainer.estimated_stepping_batches
-    except MisconfigurationException:  # accumulation that changes from epoch to epoch
-        return math.inf
+    total = trainer.estimated_stepping_batches
     return total if total > 0 else math.inf
