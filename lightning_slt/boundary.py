@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -44,6 +45,28 @@ def describe(value: Any) -> str:
 def is_array(value: Any) -> bool:
     """Whether something is a tensor or an array of numpy's."""
     return isinstance(value, Tensor | np.ndarray)
+
+
+def make_plain(settings: Any) -> None:
+    """Put python's numbers in the place of numpy's in a frozen dataclass: JSON and checkpoints hold no others."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, field.name, value.item())
+
+
+def check_module(module: Any) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        TypeError: If it is something else, a class of networks say.
+    """
+    if isinstance(module, type):
+        raise TypeError(
+            f"module must be a torch.nn.Module, got the class {module.__name__}; write {module.__name__}(…)"
+        )
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {describe(module)}; write estimate(module, data, …)")
 
 
 def check_loss_fn(loss_fn: Any) -> None:

@@ -78,7 +78,7 @@ def resolve_components(
     if isinstance(components, Component):
         components = {"component": components}
     if isinstance(components, str):
-        return _layers(trainable) if components == "layers" else _matching(components, trainable)
+        return _layers(trainable) if components == "layers" else _matching(components, module, trainable)
     if not isinstance(components, Mapping) or not all(isinstance(c, Component) for c in components.values()):
         raise TypeError(
             "components must be None, 'layers', a pattern of parameter names, a Component or {name: Component}; "
@@ -87,7 +87,7 @@ def resolve_components(
     if not components:
         raise ValueError("components is an empty mapping; write None for all weights")
     for component in components.values():
-        _check(component, trainable)
+        _check(component, module, trainable)
     return dict(components)
 
 
@@ -98,24 +98,39 @@ def _layers(trainable: Mapping[str, Tensor]) -> dict[str, Component]:
     return {layer: Component(tuple(names)) for layer, names in groups.items()}
 
 
-def _matching(pattern: str, trainable: Mapping[str, Tensor]) -> dict[str, Component]:
+def _matching(pattern: str, module: nn.Module, trainable: Mapping[str, Tensor]) -> dict[str, Component]:
     if pattern == "heads":
         raise ValueError("components='heads' is not available yet; give {name: Component(parameters, masks)} instead")
-    names = tuple(n for n in trainable if fnmatch.fnmatchcase(n, pattern) or n.startswith(f"{pattern}."))
+    names = tuple(n for n in trainable if _matches(n, pattern))
     if not names:
-        raise ValueError(f"no trainable parameter matches {pattern!r}; {_nearest(pattern, trainable)}")
+        raise ValueError(f"no trainable parameter matches {pattern!r}; {_why_none(pattern, module, trainable)}")
     return {pattern: Component(names)}
 
 
-def _check(component: Component, trainable: Mapping[str, Tensor]) -> None:
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def _check(component: Component, module: nn.Module, trainable: Mapping[str, Tensor]) -> None:
     for name in component.parameters:
         if name not in trainable:
-            raise ValueError(f"no trainable parameter is called {name!r}; {_nearest(name, trainable)}")
+            raise ValueError(f"no trainable parameter is called {name!r}; {_why_none(name, module, trainable)}")
         mask = component.masks.get(name)
         if mask is not None and mask.shape != trainable[name].shape:
             raise ValueError(
                 f"mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(trainable[name].shape)}"
             )
+
+
+def _why_none(pattern: str, module: nn.Module, trainable: Mapping[str, Tensor]) -> str:
+    """The nearest names, or why a parameter that does match is not one of them: it is frozen, or tied to another."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if _matches(name, pattern):
+            if not parameter.requires_grad:
+                return f"{name!r} is frozen (requires_grad=False), and only weights that train are sampled"
+            first = next(n for n, p in trainable.items() if p is parameter)
+            return f"{name!r} is the same parameter as {first!r}; write that name"
+    return _nearest(pattern, trainable)
 
 
 def _nearest(name: str, trainable: Mapping[str, Tensor]) -> str:

@@ -103,7 +103,7 @@ def load_data(
 
     Raises:
         TypeError: For streams without a length, and loaders that do not collate single samples.
-        ValueError: If there are no samples.
+        ValueError: If there are no samples, or torch cannot batch them.
     """
     dataset, collate = source_parts(source)
     total = len(dataset)
@@ -224,7 +224,7 @@ def _whole(samples: Sequence[Any], prepare: _Prepare, seed: int) -> Batch | None
     elif prepare.collate is not default_collate and not _alike(samples, prepare.collate):
         return None
     else:
-        whole = prepare(samples)
+        whole = _collated(samples, prepare)
     if any(not t.ndim or len(t) != len(samples) for t in _tensors(whole)):
         return None
     g = generator(seed, "sliceable")
@@ -235,6 +235,19 @@ def _whole(samples: Sequence[Any], prepare: _Prepare, seed: int) -> Batch | None
         if spec != other or not all(same(a, b) for a, b in zip(ours, theirs, strict=True)):
             return None
     return whole
+
+
+def _collated(samples: Sequence[Any], prepare: _Prepare) -> Batch:
+    """All samples at once, as torch's own function collates them where the user gave none."""
+    try:
+        return prepare(samples)
+    except (RuntimeError, TypeError) as error:
+        if prepare.collate is not default_collate:
+            raise
+        raise ValueError(
+            f"the samples cannot be batched: {error}. Where they need a collate function of their own write "
+            "DataLoader(data, collate_fn=…), as in training"
+        ) from error
 
 
 def _alike(samples: Sequence[Any], collate: Callable[[list[Any]], Batch]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, batch_index, check_loss_fn
+from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, batch_index, check_loss_fn, describe
 from lightning_slt.types import Batch, LossFn, Params
 
 
@@ -124,7 +124,7 @@ class ModuleLoss:
         if versions != [b._version for b in self._buffers.values()]:
             self._reset_buffers()
         if not isinstance(losses, Tensor):
-            raise TypeError(f"the loss must be a tensor, got {type(losses).__name__}; {HOW_TO_WRITE_A_LOSS}")
+            raise TypeError(f"the loss must be a tensor, got {_no_loss(losses)}; {HOW_TO_WRITE_A_LOSS}")
         return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
 
     @property
@@ -146,6 +146,15 @@ class ModuleLoss:
     def _reset_buffers(self) -> None:
         for name, value in self._pristine.items():
             self._buffers[name] = value.clone()
+
+
+def _no_loss(given: Any) -> str:
+    """What a loss function returned in place of a tensor, and what of it may be the loss."""
+    if isinstance(getattr(given, "loss", None), Tensor):
+        return f"{describe(given)}: return its .loss"
+    if isinstance(given, Mapping):
+        return f"{describe(given)}: return one of them, or what training minimizes of them"
+    return describe(given)
 
 
 def _named_tensors(module: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, Tensor]]:

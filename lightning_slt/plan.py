@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_slt.batches import ChainBatch
+from lightning_slt.boundary import check_module
 from lightning_slt.calibration import Settings, calibrate_relative
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.data import SamplingData, Streams, load_data
@@ -195,7 +196,7 @@ def estimate(
         ``{key: estimate}``, or ``{component: {key: estimate}}`` where components were given.
 
     Raises:
-        TypeError: If there is no loss to be had, or data cannot be indexed.
+        TypeError: If the module is none, there is no loss to be had, or data cannot be indexed.
         ValueError: For settings, data or losses that cannot be sampled.
         FailedReadingError: If a chain failed and ``on_failure="raise"``.
 
@@ -209,6 +210,7 @@ def estimate(
     >>> bool(1.5 < result["llc"].mean < 2.5)
     True
     """
+    check_module(module)
     estimators = check_estimators(estimators)
     check_on_failure(on_failure)
     nbeta, localization = check_settings(sampler=sampler, nbeta=nbeta, localization=localization, sampling=sampling)

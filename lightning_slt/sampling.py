@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_slt.batches import ChainBatch
+from lightning_slt.boundary import make_plain
 from lightning_slt.data import SamplingData, Streams, load_data
 from lightning_slt.motion import acceptance, depart, measure
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
@@ -66,6 +67,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Refuse counts that cannot be."""
+        make_plain(self)
         least = {"num_chains": 1, "num_draws": 1, "thinning": 1, "batch_size": 1}
         least |= {"num_burnin": 0} if self.num_burnin is not None else {}
         least |= {"chunk_size": 1} if self.chunk_size is not None else {}

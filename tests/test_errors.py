@@ -1,6 +1,7 @@
 """Bad input: what was given, what was expected, what to write."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,16 @@ import lightning_slt as slt
 DATA = TensorDataset(torch.randn(32, 3), torch.randn(32, 1))
 SETTINGS = {"sampler": slt.SGLD(step_size=1e-4), "nbeta": 10.0, "localization": 1.0}
 FEW = slt.SamplingConfig(num_chains=2, num_draws=4, num_burnin=0, batch_size=8)
+
+
+class Shared(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(3, 1))
+        self.frozen, self.tied = nn.Linear(3, 1).requires_grad_(False), nn.Linear(3, 1, bias=False)
+        self.tied.weight = self[0].weight
+
+    def forward(self, x):
+        return self[0](x)
 
 
 def estimate(module=None, data=DATA, estimators=None, **changes):
@@ -99,12 +110,43 @@ class Stream(IterableDataset):
         ({"loss_fn": None}, TypeError, "def loss_fn(module, batch)"),
         ({"loss_fn": lambda m, b: torch.full((8,), math.nan)}, ValueError, "the loss at the anchor is nan"),
         ({"loss_fn": lambda m, b: b[1].square().mean()}, ValueError, "ignores the"),
-        ({"loss_fn": lambda m, b: 1.0}, TypeError, "the loss must be a tensor, got float"),
+        ({"loss_fn": lambda m, b: 1.0}, TypeError, "the loss must be a tensor, got a float"),
+        (
+            {"loss_fn": lambda m, b: {"a": m(b[0]).mean()}},
+            TypeError,
+            "got a dict with the keys a: return one of them, or",
+        ),
+        ({"loss_fn": lambda m, b: SimpleNamespace(loss=m(b[0]).mean())}, TypeError, "return its .loss"),
+        ({"module": nn.Linear}, TypeError, "module must be a torch.nn.Module, got the class Linear; write Linear(…)"),
+        ({"module": DATA}, TypeError, "module must be a torch.nn.Module, got a TensorDataset"),
+        ({"components": "frozen"}, ValueError, "no trainable parameter matches 'frozen'; 'frozen.weight' is frozen"),
+        (
+            {"components": {"a": slt.Component(("frozen.bias",))}},
+            ValueError,
+            "no trainable parameter is called 'frozen.bias'; 'frozen.bias' is frozen",
+        ),
+        (
+            {"components": "tied.weight"},
+            ValueError,
+            "'tied.weight' is the same parameter as '0.weight'; write that name",
+        ),
+        (
+            {"components": {"a": slt.Component(("tied.weight",))}},
+            ValueError,
+            "'tied.weight' is the same parameter as '0.weight'; write that name",
+        ),
+        (
+            {"data": [(torch.zeros(3 + i), torch.zeros(1)) for i in range(4)]},
+            ValueError,
+            "samples cannot be batched: stack expects each tensor to be equal size",
+        ),
+        ({"data": [(object(), torch.zeros(1))] * 4}, ValueError, "write DataLoader(data, collate_fn=…)"),
     ],
 )
 def test_estimate_refuses(changes, kind, words):
+    shared = {"module": Shared()} if "frozen" in words or "tied" in words else {}
     with pytest.raises(kind) as caught:
-        estimate(**changes)
+        estimate(**shared, **changes)
     assert words in str(caught.value)
 
 

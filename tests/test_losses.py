@@ -181,3 +181,7 @@ def test_constants_of_any_numeric_type(kind: Any) -> None:
     plain = estimate(slt.losses.classification)["llc"]
     found = estimate(slt.losses.classification, nbeta=kind(10), localization=kind(5))["llc"]
     assert torch.equal(found.per_chain, plain.per_chain)
+    assert type(slt.LLCMonitor(nbeta=kind(10)).nbeta) is type(found.settings.localization) is float
+    assert type(slt.SGLD(step_size=kind(1)).step_size) in (float, int)
+    assert type(slt.HMC(step_size=1e-3, num_leapfrog=np.int64(3)).num_leapfrog) is int
+    assert type(slt.SamplingConfig(num_chains=np.int64(3)).num_chains) is int

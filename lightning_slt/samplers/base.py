@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from lightning_slt.boundary import make_plain
 from lightning_slt.posterior import Evaluation
 from lightning_slt.types import is_amount
 
@@ -53,6 +54,7 @@ class Sampler(ABC):
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can use."""
+        make_plain(self)
         for name in ("step_size", "temperature"):
             value = getattr(self, name)
             if not is_amount(value):
