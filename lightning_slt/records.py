@@ -42,7 +42,7 @@ class Reading:
         epoch: Epoch in which the anchor was taken.
         time: When the reading ended, in seconds since 1970.
         duration: What it took, in seconds.
-        overhead: Reading time over training time so far, this reading included.
+        overhead: Reading time over training time so far, this reading included; NaN before 5 % of the fit.
         settings: Sampler, nβ, γ, resolution, counts and what was calibrated.
         estimates: ``{component: {key: Estimate}}``; empty where the reading failed.
         failure: Why it failed, or None.
