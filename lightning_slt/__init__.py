@@ -6,6 +6,7 @@ from lightning_slt.callbacks import LLCMonitor, LogSteps, SLTMonitor
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators import LLC, Estimator
+from lightning_slt.finding import Calibration, calibrate
 from lightning_slt.health import Thresholds
 from lightning_slt.plan import FailedReadingError, estimate
 from lightning_slt.posterior import LocalPosterior
@@ -25,6 +26,7 @@ __all__ = [
     "SGLD",
     "SGNHT",
     "AdamSGLD",
+    "Calibration",
     "Component",
     "Draw",
     "Estimate",
@@ -46,6 +48,7 @@ __all__ = [
     "Thresholds",
     "UnderdampedLangevin",
     "__version__",
+    "calibrate",
     "estimate",
     "load_anchor",
     "load_data",

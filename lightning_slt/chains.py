@@ -135,6 +135,10 @@ class Ensemble:
             arrived = zip(self.settings, starts, self.position, there, strict=True)
             self._accepted = [acceptance(s.sampler, start, part, here) for s, start, part, here in arrived]
 
+    def gradient(self, batch: ChainBatch | None = None) -> Gradient:
+        """Of the loss where the chains are, on one batch for all, or on that of the coming step."""
+        return self._passes.loss_and_gradient(self._next_batch(again=True) if batch is None else batch)[1]
+
     def _evaluate(self, batch: ChainBatch) -> list[Evaluation]:
         """What each setting's sampler may know, from one pass of all."""
         batch, count = batch.repeat(len(self.settings)), len(self.chains)

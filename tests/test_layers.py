@@ -21,7 +21,7 @@ LAYERS = [
     {"preflight", "published", "chains"},
     {"calibration", "soundness"},
     {"plan", "reporting"},
-    {"reading"},
+    {"reading", "finding"},
     {"callbacks"},
 ]
 LIGHTNING = {"callbacks", "reporting", "cli"}

@@ -2,8 +2,7 @@ r"""The largest curvature of the loss, as the chains see it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,6 +18,12 @@ from lightning_slt.seeding import generator
 
 PROBE_SAMPLES = 256
 """Samples on which the curvature is measured."""
+
+FIRST_ITERATIONS = 12
+"""Of the power method from a random direction: λ_max to about 5 %."""
+
+LATER_ITERATIONS = 4
+"""From a direction found nearby."""
 
 
 class PosteriorFactory(Protocol):
@@ -81,33 +86,64 @@ def leading_curvature(
     Returns:
         λ_max ≥ 0, to about 5 %, and its direction.
     """
-    row = posterior.anchor_row
-    batches = _probe_batches(data, sampling)
-    route = SequentialPasses if sampling.chain_method == "sequential" else VectorizedPasses
-    value, vector, iterations = 1.0, start, 4
-    width = value
+    batches, vector = _probe_batches(data, sampling), start
     if vector is None:
+        row = posterior.anchor_row
         noise = torch.randn(row.shape, generator=generator(sampling.seed, "curvature"), dtype=row.dtype)
-        vector, iterations = noise.to(row.device), 12
+        vector = noise.to(row.device)
+    iterations = FIRST_ITERATIONS if start is None else LATER_ITERATIONS
+    values, vectors = curvature_at(posterior, posterior.anchor_row, batches, sampling, vector, iterations=iterations)
+    return Curvature(float(values), vectors)
+
+
+def curvature_at(
+    posterior: LocalPosterior,
+    position: Tensor,
+    batches: Sequence[ChainBatch],
+    sampling: SamplingConfig,
+    start: Tensor,
+    *,
+    iterations: int,
+) -> tuple[Tensor, Tensor]:
+    """Largest absolute eigenvalue of the Hessian of the mean loss at some places, as :func:`leading_curvature`.
+
+    Args:
+        posterior: Gives the loss.
+        position: The places ``[place, coordinate]``.
+        batches: What the loss is averaged over, shared by all places.
+        sampling: Gives the route.
+        start: First guess of each direction ``[place, coordinate]``.
+        iterations: Of the power method.
+
+    Returns:
+        Eigenvalues ``[place]``, and directions ``[place, coordinate]``, not normalized.
+    """
+    count = len(position)
+    route = SequentialPasses if sampling.chain_method == "sequential" else VectorizedPasses
+    rows = position.repeat(2, 1)
+    passes = route(posterior, rows)
+    vector = start.clone()
+    value = width = torch.ones_like(position[:, 0])
     for _ in range(iterations):
-        vector = vector / vector.norm()
-        delta = _reach(posterior.nbeta, width)
-        passes = route(posterior, torch.cat([row + delta * vector, row - delta * vector]))
-        gradient = torch.zeros_like(passes.position)
+        vector = vector / vector.norm(dim=1, keepdim=True)
+        delta = _reach(posterior.nbeta, width)[:, None]
+        torch.add(position, delta * vector, out=rows[:count])
+        torch.sub(position, delta * vector, out=rows[count:])
+        gradient = torch.zeros_like(rows)
         for batch in batches:
             passes.loss_and_gradient(batch)[1].add_to(gradient, scale=1.0)
-        product = (gradient[:1] - gradient[1:]) / (2 * delta * len(batches))
-        value = float(product.norm())
-        if not math.isfinite(value) or value == 0:
-            return Curvature(value, vector)
-        vector = product
-        width = width ** (2 / 3) * value ** (1 / 3)  # value alone would swing where the curvature grows with the reach
-    return Curvature(value, vector)
+        product = (gradient[:count] - gradient[count:]) / (2 * delta * len(batches))
+        value = product.norm(dim=1)
+        alive = (value.isfinite() & (value > 0))[:, None]
+        vector = torch.where(alive, product, vector)
+        # the value alone would swing for ever where the curvature grows with the reach
+        width = torch.where(alive[:, 0], width ** (2 / 3) * value ** (1 / 3), width)
+    return value, vector
 
 
-def _reach(nbeta: float, curvature: float) -> float:
+def _reach(nbeta: float, curvature: Tensor) -> Tensor:
     """A third of the posterior's standard deviation in a direction of this curvature."""
-    return 0.3 / math.sqrt(max(nbeta, 1.0) * curvature)
+    return 0.3 / (max(nbeta, 1.0) * curvature).sqrt()
 
 
 def _probe_batches(data: SamplingData, sampling: SamplingConfig) -> list[ChainBatch]:
