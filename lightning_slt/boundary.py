@@ -77,7 +77,7 @@ def check_loss_fn(loss_fn: Any) -> None:
     """
     if not callable(loss_fn) or isinstance(loss_fn, type):
         given = f"the class {loss_fn.__name__}" if isinstance(loss_fn, type) else type(loss_fn).__name__
-        raise TypeError(f"loss_fn must be callable with (module, batch), got {given}; {_ready_made()}")
+        raise TypeError(f"loss_fn must be callable with (module, batch), got {given}; {ready_made()}")
     function = loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn
     try:
         signature = inspect.signature(function)
@@ -91,11 +91,12 @@ def check_loss_fn(loss_fn: Any) -> None:
     if taken[-1] in _TARGETS:
         raise TypeError(
             f"loss_fn takes ({', '.join(taken)}), a prediction and its target, expected (module, batch); "
-            + _ready_made()
+            + ready_made()
         )
 
 
-def _ready_made() -> str:
+def ready_made() -> str:
+    """Losses that need not be written, and how to write one."""
     return (
         "for batches (x, y) write loss_fn=slt.losses.classification (cross-entropy) or slt.losses.regression (squared "
         f"error), for others {HOW_TO_WRITE_A_LOSS}"

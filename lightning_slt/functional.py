@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, batch_index, check_loss_fn, describe
+from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, batch_index, check_loss_fn, describe, ready_made
 from lightning_slt.types import Batch, LossFn, Params
 
 
@@ -39,7 +39,7 @@ def derive_loss(module: nn.Module, loss_fn: LossFn | None = None) -> LossFn:
     if callable(getattr(module, "per_sample_loss", None)):
         return lambda module, batch: module.per_sample_loss(batch)  # type: ignore[operator]
     if not callable(getattr(module, "training_step", None)):
-        raise TypeError(f"{type(module).__name__} has no training_step to take a loss from; {HOW_TO_WRITE_A_LOSS}")
+        raise TypeError(f"{type(module).__name__} has no training_step to take a loss from; {ready_made()}")
     if not getattr(module, "automatic_optimization", True):
         raise TypeError(
             f"{type(module).__name__} uses manual optimization: its training_step would step the optimizers and has "

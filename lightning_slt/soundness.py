@@ -16,7 +16,7 @@ from lightning_slt.sampling import SamplingConfig
 from lightning_slt.types import Batch, FunctionalLoss, Params
 
 AT_MOST = 256
-"""Samples of the minibatch that is repeated."""
+"""Samples that are repeated; three times these are no more than a minibatch, so that they fit where that does."""
 
 NEAR = 0.05
 """How near to k the loss of every sample k times must come, in units of k, to be taken for a sum.
@@ -32,8 +32,8 @@ _REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, Attribute
 def check_mean(loss: FunctionalLoss, anchor: Params, data: SamplingData, config: SamplingConfig) -> None:
     """Refuse a loss that is a sum over the samples of a minibatch: its scale, and so nβ, would hang on the batch size.
 
-    Evaluates a minibatch, and the same minibatch with every sample twice and three times. A network that takes no
-    other batch size gives no answer, and is let pass.
+    Evaluates some samples once, twice and three times. A network that takes no other batch size gives no answer, and
+    is let pass.
 
     Args:
         loss: Function of (weights, batch).
@@ -44,7 +44,7 @@ def check_mean(loss: FunctionalLoss, anchor: Params, data: SamplingData, config:
     Raises:
         PreflightError: For a sum; the message says what to write.
     """
-    index = torch.arange(min(config.batch_size, len(data), AT_MOST))
+    index = torch.arange(min(max(2, config.batch_size // 3), len(data), AT_MOST))
     # beside the anchor: at the anchor itself the loss of a perfect fit is zero, and so is the sum
     weights = {name: 1.01 * w for name, w in anchor.items() if w.is_floating_point()}
     once, *several = (_mean(loss, weights, data, index.repeat(k)) for k in (1, 2, 3))

@@ -34,6 +34,8 @@ def source_parts(source: Any) -> tuple[Any, Collate]:
             f"data is {describe(source)}; expected a Dataset, a list of samples or a DataLoader: write "
             "TensorDataset(X, Y) for batches (x, y), TensorDataset(X) for batches (x,), or list(X) for batches x"
         )
+    if isinstance(source, type):
+        raise TypeError(f"data is the class {source.__name__}, expected a data set; write {source.__name__}(…)")
     return _parts(source)
 
 

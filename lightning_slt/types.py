@@ -197,7 +197,7 @@ class Estimate:
 
 def _with_error(value: float, error: float) -> str:
     """Both to the second digit of the error, without exponents where they are of ordinary size."""
-    if not (math.isfinite(value) and 1e-4 <= error < math.inf):
+    if not (math.isfinite(value) and 1e-4 <= error < 1e5):
         return f"{value:.4g} ± {error:.2g}"
     decimals = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"

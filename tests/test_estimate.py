@@ -95,6 +95,7 @@ HEALTH = slt.Health(ok=False, failed=("rhat",), warnings=("snr",), values={"rhat
         ({"per_chain": torch.tensor([2.0, math.nan])}, "2.031 ± 0.052 of 1 of 2 chains; UNRELIABLE rhat=1.5 (snr=2)"),
         ({"mean": -12345.6, "stderr": 1000.0}, "-12346 ± 1000 of 2 chains; UNRELIABLE rhat=1.5 (snr=2)"),
         ({"mean": 1.23e-7, "stderr": 4e-9}, "1.23e-07 ± 4e-09 of 2 chains; UNRELIABLE rhat=1.5 (snr=2)"),
+        ({"mean": -1.5e15, "stderr": 3.7e14}, "-1.5e+15 ± 3.7e+14 of 2 chains; UNRELIABLE rhat=1.5 (snr=2)"),
         ({"mean": math.nan, "stderr": math.nan}, "nan ± nan of 2 chains; UNRELIABLE rhat=1.5 (snr=2)"),
         ({"stderr": math.nan}, "2.031 ± nan of 2 chains; UNRELIABLE rhat=1.5 (snr=2)"),
     ],

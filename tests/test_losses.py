@@ -184,4 +184,5 @@ def test_constants_of_any_numeric_type(kind: Any) -> None:
     assert type(slt.LLCMonitor(nbeta=kind(10)).nbeta) is type(found.settings.localization) is float
     assert type(slt.SGLD(step_size=kind(1)).step_size) in (float, int)
     assert type(slt.HMC(step_size=1e-3, num_leapfrog=np.int64(3)).num_leapfrog) is int
+    assert type(slt.LLCMonitor(every_n_train_steps=np.int64(3)).schedule.every_n_train_steps) is int
     assert type(slt.SamplingConfig(num_chains=np.int64(3)).num_chains) is int

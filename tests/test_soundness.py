@@ -125,7 +125,7 @@ def test_no_contrastive_loss_is_taken_for_a_sum(target: float) -> None:
     def loss(weights: Any, batch: Any) -> Tensor:
         return torch.tensor(target + math.log(len(batch[0]) / 16))
 
-    check_mean(loss, {}, load_data(blobs(64)), slt.SamplingConfig(batch_size=16))
+    check_mean(loss, {}, load_data(blobs(64)), slt.SamplingConfig(batch_size=48))
 
 
 def test_ragged_sums_are_refused_too() -> None:

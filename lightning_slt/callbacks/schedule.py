@@ -8,6 +8,8 @@ from datetime import timedelta
 
 import lightning.pytorch as pl
 
+from lightning_slt.boundary import make_plain
+
 
 @dataclass(frozen=True)
 class LogSteps:
@@ -19,7 +21,7 @@ class LogSteps:
         count: How many before repeats are dropped.
 
     Raises:
-        ValueError: If the range is empty or the count below 2.
+        ValueError: If the range is empty, the count below 2, or one of them no whole number.
 
     >>> list(LogSteps(1, 1000, 4))
     [1, 10, 100, 1000]
@@ -31,6 +33,10 @@ class LogSteps:
 
     def __post_init__(self) -> None:
         """Refuse an empty range."""
+        make_plain(self)
+        for name in ("first", "last", "count"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"LogSteps.{name} must be a whole number, got {getattr(self, name)!r}")
         if self.first < 1 or self.last <= self.first or self.count < 2:
             raise ValueError(f"LogSteps needs 1 <= first < last and count >= 2, got {self}")
 
@@ -55,6 +61,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Refuse intervals that can never come."""
+        make_plain(self)
         for name in ("every_n_train_steps", "every_n_epochs"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
