@@ -12,8 +12,10 @@ folded into one product, whose last bit depends on the chain's place in it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,18 +23,18 @@ from torch.func import vmap
 
 from lightning_slt.batches import ChainBatch
 from lightning_slt.batching import ChainRules
-from lightning_slt.posterior import Gradient, LocalPosterior, Part
-from lightning_slt.tracing import Function, Replay, record
-from lightning_slt.types import FunctionalLoss, Params, Product
+from lightning_slt.posterior import Gradient, Leaf, LocalPosterior, Part
+from lightning_slt.tracing import REFUSALS, Function, Replay, record
+from lightning_slt.types import Batch, FunctionalLoss, Params, Product
 
 RECORDED_AT_MOST = 2**24
-"""Coordinates of all chains together, above which the Python around a pass does not count beside the pass."""
+"""Coordinates that run together, above which the Python around a pass does not count beside the pass."""
 
 KINDS_AT_MOST = 4
 """Shapes of minibatches that are recorded."""
 
 CHECKS = 2
-"""How often a recording is compared with what it was made of, on other weights and data each time."""
+"""Minibatches on which a recording is compared with what it was made of."""
 
 Results = Sequence[Tensor | Product | None]
 _LOSS_ALONE, _WITH_GRADIENT = "loss", "loss and gradient"
@@ -125,11 +127,9 @@ class VectorizedPasses(Passes):
         count = len(self.leaves)
 
         def run(*tensors: Tensor) -> Sequence[Tensor | None]:
-            weights = [w.detach().requires_grad_(purpose == _WITH_GRADIENT) for w in tensors[:count]]
-            loss = self._vectorized(self.posterior.loss, weights, batch._replace(leaves=tensors[count:]), mean=True)
-            if purpose == _LOSS_ALONE:
-                return [loss]
-            return [loss.detach(), *torch.autograd.grad(loss.sum(), weights, allow_unused=True)]
+            given = batch._replace(leaves=tensors[count:])
+            loss = partial(self._vectorized, self.posterior.loss, batch=given, mean=True)
+            return _evaluate(purpose, loss, tensors[:count])
 
         if self._recorder is None or batch.ragged:
             return run(*tensors)
@@ -152,15 +152,31 @@ class VectorizedPasses(Passes):
             return run(tuple(weights), batch.leaves)
 
 
-class Recorder:
-    """Recorded passes by purpose and kind of minibatch, each compared with the passes themselves twice."""
+def _evaluate(
+    purpose: str, function: Callable[[Sequence[Tensor]], Tensor], weights: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """The loss of these weights, or each chain's, and its gradient if that is the purpose."""
+    weights = [w.detach().requires_grad_(purpose == _WITH_GRADIENT) for w in weights]
+    loss = function(weights)
+    if purpose == _LOSS_ALONE:
+        return [loss]
+    return [loss.detach(), *torch.autograd.grad(loss.sum(), weights, allow_unused=True)]
 
-    def __init__(self) -> None:
+
+class Recorder:
+    """Recorded passes by purpose and kind of minibatch, each compared with the passes themselves a few times.
+
+    Args:
+        checks: How often.
+    """
+
+    def __init__(self, checks: int = CHECKS) -> None:
         """Nothing recorded yet."""
+        self._checks = checks
         self._known: dict[str, list[_Recording]] = {}
 
     def run(
-        self, purpose: str, passes: Function, tensors: Sequence[Tensor], batch: ChainBatch, *, moved: int
+        self, purpose: str, passes: Function, tensors: Sequence[Tensor], batch: ChainBatch, *, moved: int = 0
     ) -> Results:
         """What ``passes(*tensors)`` gives, whose first ``moved`` tensors a sampler moves in place."""
         known = self._known.setdefault(purpose, [])
@@ -172,14 +188,14 @@ class Recorder:
             known.append(recording)
         if recording.replay is None:
             return passes(*tensors)
-        with torch.no_grad():
-            replayed = recording.replay(*tensors)
-        if recording.checks < CHECKS:
-            recording.checks += 1
-            plain = passes(*tensors)
-            if not all(_agree(a, b) for a, b in zip(replayed, plain, strict=True)):
-                recording.replay = None
-                return plain
+        if recording.checks == self._checks:
+            return recording.replay(*tensors)
+        recording.checks += 1
+        plain = passes(*tensors)
+        replayed = _tried(recording.replay, tensors)
+        if replayed is None or not all(_agree(a, b) for a, b in zip(replayed, plain, strict=True)):
+            recording.replay = None
+            return plain
         return replayed
 
 
@@ -188,6 +204,14 @@ class _Recording:
     replay: Replay | None
     batch: ChainBatch
     checks: int = 0
+
+
+def _tried(replay: Replay, tensors: Sequence[Tensor]) -> Results | None:
+    """What a recording gives; None where it cannot run: some kernels take tensors that Python cannot name."""
+    try:
+        return replay(*tensors)
+    except REFUSALS:
+        return None
 
 
 def _agree(replayed: Tensor | Product | None, plain: Tensor | None) -> bool:
@@ -204,7 +228,20 @@ def _agree(replayed: Tensor | Product | None, plain: Tensor | None) -> bool:
 
 
 class SequentialPasses(Passes):
-    """One chain after another, for modules that ``vmap`` refuses."""
+    """One chain after another, for modules that ``vmap`` refuses and for large passes on a CPU.
+
+    Args:
+        posterior: Gives the loss and the layout.
+        position: Free coordinates ``[chain, coordinate]``.
+        record: As for :class:`VectorizedPasses`; the pass of one chain is recorded, and gives the same bits.
+    """
+
+    def __init__(self, posterior: LocalPosterior, position: Tensor, *, record: bool = False) -> None:
+        """Let each chain's weights view its row."""
+        super().__init__(posterior, position)
+        self._weights = list(zip(*(leaf.detach().unbind() for leaf in self.leaves.values()), strict=True))
+        small = position.shape[1] <= RECORDED_AT_MOST
+        self._recorder = Recorder(checks=CHECKS * len(position)) if record and small else None
 
     def has_gradient(self, batch: ChainBatch) -> bool:
         """Whether the loss of the first chain hangs on its weights by a graph."""
@@ -214,16 +251,48 @@ class SequentialPasses(Passes):
             return self.posterior.loss(weights, batch.of_chain(0)).requires_grad
 
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
-        losses: list[Tensor] = []
-        parts: list[Part] = []
-        for chain in range(len(self.position)):
-            weights = {name: leaf[chain].detach().requires_grad_() for name, leaf in self.leaves.items()}
-            loss = self.posterior.loss(weights, batch.of_chain(chain)).mean()
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            stacked = [None if g is None else g[None] for g in gradients]
-            parts += self._parts(slice(chain, chain + 1), stacked)
-            losses.append(loss.detach())
-        return torch.stack(losses), Gradient(tuple(parts), self.position)
+        losses, rows = zip(*self._run(_WITH_GRADIENT, batch), strict=True)
+        count = self.position.shape[1]
+        whole = Leaf("all", torch.Size([count]), 0, count, None)
+        parts = tuple(Part(slice(chain, chain + 1), whole, row[None]) for chain, row in enumerate(rows))
+        return torch.stack(losses), Gradient(parts, self.position)
+
+    @torch.no_grad()
+    def loss(self, batch: ChainBatch) -> Tensor:
+        """Mean minibatch loss ``[chain]``, in nats."""
+        self._fill_masked()
+        return torch.stack([loss for (loss,) in self._run(_LOSS_ALONE, batch)])
+
+    def _run(self, purpose: str, batch: ChainBatch) -> Iterator[Sequence[Tensor]]:
+        """Loss of one chain after another, and its gradient as a row if that is the purpose."""
+        count = len(self.leaves)
+
+        def one_chain(weights: Sequence[Tensor], given: Batch) -> Sequence[Tensor]:
+            def mean(weights: Sequence[Tensor]) -> Tensor:
+                return self.posterior.loss(dict(zip(self.leaves, weights, strict=True)), given).mean()
+
+            loss, *gradients = _evaluate(purpose, mean, weights)
+            assert loss is not None
+            return [loss, self._row(gradients)] if purpose == _WITH_GRADIENT else [loss]
+
+        def run(*tensors: Tensor) -> Sequence[Tensor]:
+            return one_chain(tensors[:count], batch.form.join(tensors[count:]))
+
+        for chain, weights in enumerate(self._weights):
+            if self._recorder is None or batch.ragged:
+                yield one_chain(weights, batch.of_chain(chain))
+            else:
+                leaves = batch.leaves if batch.shared else [leaf[chain] for leaf in batch.leaves]
+                results = self._recorder.run(purpose, run, (*weights, *leaves), batch)
+                yield cast("Sequence[Tensor]", results)  # a row is no product
+
+    def _row(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """The gradient of one chain as a row, which costs less to add than leaf by leaf."""
+        pieces = []
+        for leaf, gradient in zip(self.posterior.leaves, gradients, strict=True):
+            piece = self.position.new_zeros(leaf.stop - leaf.start) if gradient is None else gradient.flatten()
+            pieces.append(piece if leaf.moving is None or gradient is None else piece[leaf.moving])
+        return torch.cat(pieces)
 
     def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
         rows = []

@@ -171,10 +171,9 @@ class _Chunk:
         self._fixed: ChainBatch | None = None
 
     def _passes_at(self, position: Tensor) -> Passes:
-        if self.sequential:
-            return SequentialPasses(self.posterior, position)
         steps = self.sampler.adaptation_steps + self.config.num_steps
-        return VectorizedPasses(self.posterior, position, record=steps >= RECORDED_FROM)
+        route = SequentialPasses if self.sequential else VectorizedPasses
+        return route(self.posterior, position, record=steps >= RECORDED_FROM)
 
     def run(self, probes: Mapping[str, ProbeData], on_step: Callable[[int], None] | None) -> Iterator[Draw]:
         """Step t uses minibatch t at position t; positions 1 … total may be draws, position 0 is the anchor."""

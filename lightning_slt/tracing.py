@@ -3,18 +3,20 @@ r"""A function of tensors, run once and kept as a flat list of operations.
 Small networks cost less than the Python around them: ``vmap``, the module's own code and autograd run anew at every
 step and do the same each time. Recorded once they are a list of operations, forward and backward, that gives the same
 bits at less than half the cost. Functions that decide by the values they see cannot be recorded; those that draw random
-numbers or write to what they are given are not.
+numbers, write to what they are given, or make tensors whose shape depends on values are not.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_slt.types import Product
 
@@ -25,9 +27,13 @@ Replay = Callable[..., Sequence[Tensor | Product | None]]
 FACTORED_FROM = 2**14
 """Entries of a matrix from which it pays to hand on its factors: adding it across its order would cost more."""
 
-_REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError, KeyError)
+REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError, KeyError)
+"""What torch raises where it cannot record a function, or run what it recorded."""
+
 _BATCH_NORMS = {aten.native_batch_norm.default: (3, 5), aten.cudnn_batch_norm.default: (3, 5)}
 _WITHOUT_EFFECT = {aten.detach.default, aten.alias.default}
+_READINGS = {Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__, Tensor.data_ptr}
+_PACKINGS = {aten._pack_padded_sequence.default, aten._pad_packed_sequence.default}
 _SAME_SHAPE = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.reshape.default}
 
 
@@ -47,9 +53,14 @@ def record(function: Function, inputs: Sequence[Tensor], *, moved: int = 0) -> R
     >>> double(torch.tensor([3.0, 4.0]))
     [tensor([6., 8.])]
     """
+
+    def watched(*tensors: Tensor) -> Sequence[Tensor | None]:
+        with _NoReading(), _NoShapeByValue():  # type: ignore[no-untyped-call]
+            return function(*tensors)
+
     try:
-        recorded = make_fx(function)(*inputs)
-    except _REFUSALS:
+        recorded = make_fx(watched)(*inputs)
+    except REFUSALS:
         return None
     graph = recorded.graph
     if any(_draws(node) or _writes_outside(node) for node in graph.nodes):
@@ -61,12 +72,49 @@ def record(function: Function, inputs: Sequence[Tensor], *, moved: int = 0) -> R
         return None
     graph.eliminate_dead_code()
     recorded.recompile()
-    replay: Replay = recorded.forward
+    replay: Replay = torch.no_grad()(recorded.forward)
     return replay
 
 
+class _NoReading(TorchFunctionMode):
+    """Refuses what reads values past the dispatcher: they would be kept as constants."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _READINGS:
+            raise RuntimeError(f"{func.__name__} reads the values of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+class _NoShapeByValue(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations whose result has a shape that depends on values: it would be kept for all that follows."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is aten.index.Tensor:
+            unknown = any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        else:
+            unknown = torch.Tag.dynamic_output_shape in func.tags or func.namespace != "aten" or func in _PACKINGS
+        if unknown:
+            raise RuntimeError(f"the shape of what {func} gives may depend on values")
+        return func(*args, **(kwargs or {}))
+
+
 def _draws(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    """Whether an operation draws random numbers; fused attention is tagged so, and does with dropout only."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return bool(_argument(node, "dropout_p") != 0)
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """What an operation is given under this name, None where it has no such argument."""
+    for place, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            return node.args[place] if place < len(node.args) else node.kwargs.get(name, argument.default_value)
+    return None
 
 
 def _writes(node: fx.Node) -> bool:
