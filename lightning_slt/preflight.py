@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,9 +26,10 @@ from lightning_slt.types import Batch, FunctionalLoss, Params
 LARGE_PASS = 1_250_000
 """Bytes of activations that one chain keeps for its backward pass, above which running together gains nothing on a CPU.
 
-Measured on one thread: chains together cost 1.2 and 1.1 bare passes at 0.35 and 1.0 MB (perceptrons; 1.8 and more one
-after another), but 1.2 to 1.3 at 1.4 MB (convolutions) and 1.1 to 1.2 at 4.4 MB (a transformer), where one after
-another costs 1.0.
+Both routes recorded, on one thread, chains together cost this times chains one after another: perceptrons 0.8 at 0.3
+MB, 0.9 at 0.6, 0.9 to 1.5 at 1.2; convolutions 0.9 at 1.0 MB, 0.9 to 1.2 at 1.4, 1.2 at 2.1; transformers 0.6 at 1.2
+MB, 0.8 at 1.8, 0.9 to 1.0 at 2.3, 1.1 to 1.4 at 4.7; the ranges are between runs on a machine with other work.
+Weights and minibatch, which either route only reads, do not count.
 """
 
 _REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
@@ -268,17 +269,19 @@ def _large_on_cpu(posterior: LocalPosterior, batch: ChainBatch) -> bool:
     row = posterior.anchor_row
     if row.device.type != "cpu":
         return False
-    saved = _saved_bytes(SequentialPasses(posterior, row.clone()), batch)
-    return saved - row.numel() * row.element_size() > LARGE_PASS
+    position = row.clone()
+    return _saved_bytes(SequentialPasses(posterior, position), batch, besides=(position, *batch.leaves)) > LARGE_PASS
 
 
-def _saved_bytes(passes: Passes, batch: ChainBatch) -> int:
-    """Bytes that one chain's forward pass keeps for its backward pass."""
+def _saved_bytes(passes: Passes, batch: ChainBatch, *, besides: Sequence[Tensor] = ()) -> int:
+    """Bytes that one chain's forward pass keeps for its backward pass, besides what it was given."""
     seen: dict[int, int] = {}
+    given = {tensor.untyped_storage().data_ptr() for tensor in besides}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in given:
+            seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731

@@ -21,6 +21,7 @@ from lightning_slt.batches import ChainBatch, split_batch
 from lightning_slt.functional import ModuleLoss
 from lightning_slt.isolation import isolated
 from lightning_slt.passes import CHECKS, SequentialPasses, VectorizedPasses
+from lightning_slt.preflight import choose_route
 from lightning_slt.tracing import record
 from lightning_slt.types import Params, Product
 
@@ -347,3 +348,15 @@ def test_batches_that_differ_in_more_than_their_tensors_are_recorded_apart() -> 
         for scale in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0):  # more kinds than are recorded
             for size in (4, 5):
                 assert passes.loss(batch(scale, size)).tolist() == [3 * scale] * 2
+
+
+@pytest.mark.parametrize(("inputs", "hidden", "route"), [(20_000, 4, "vectorized"), (4, 20_000, "sequential")])
+def test_the_route_hangs_on_activations_and_not_on_what_is_given(inputs: int, hidden: int, route: str) -> None:
+    """Here 64 x 20 000 numbers are the minibatch, there they are activations."""
+    net = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, 2))
+    data = oracles.in_memory(TensorDataset(torch.randn(128, inputs), torch.arange(128) % 2))
+    with isolated(net, seed=0):
+        loss = ModuleLoss(net, slt.losses.classification)
+        posterior = slt.LocalPosterior(loss=loss, anchor=dict(loss.weights), nbeta=1.0, localization=1.0)
+        batch = data.chain_batch(torch.arange(128).view(2, 64))
+        assert choose_route(posterior, batch, slt.SamplingConfig()).chain_method == route
