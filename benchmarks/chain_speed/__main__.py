@@ -20,6 +20,7 @@ from benchmarks.chain_speed.environments import DEVINTERP_1_3
 from benchmarks.chain_speed.hardware import describe, hardware_name, slug
 from benchmarks.chain_speed.measure import Budget, Field, Worker, write_anchor
 from benchmarks.chain_speed.worker import Spec
+from lightning_slt.sampling import RECORDED_FROM
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 QUICK = Budget(repeats=2, seconds=0.5, accuracy_draws=100, accuracy_burnin=50, accuracy_seeds=2)
@@ -35,6 +36,7 @@ class Entry:
         default: Whether it runs when none is named.
         estimates: Whether it returns LLCs.
         one_thread_per_core: Whether it spreads over processes, one for each thread that the others have.
+        least_steps: Steps of its shortest timed run.
     """
 
     module: str
@@ -42,12 +44,17 @@ class Entry:
     default: bool = True
     estimates: bool = False
     one_thread_per_core: bool = False
+    least_steps: int = 1
 
 
 CONTENDERS = {
-    "ours": Entry("ours", {"chain_method": "auto"}, estimates=True),
-    "ours vectorized": Entry("ours", {"chain_method": "vectorized"}, default=False, estimates=True),
-    "ours sequential": Entry("ours", {"chain_method": "sequential"}, default=False, estimates=True),
+    "ours": Entry("ours", {"chain_method": "auto"}, estimates=True, least_steps=RECORDED_FROM),
+    "ours vectorized": Entry(
+        "ours", {"chain_method": "vectorized"}, default=False, estimates=True, least_steps=RECORDED_FROM
+    ),
+    "ours sequential": Entry(
+        "ours", {"chain_method": "sequential"}, default=False, estimates=True, least_steps=RECORDED_FROM
+    ),
     "devinterp": Entry("devinterp_1_3", {"sampling_method": "SGLD", "loader": "batched"}, estimates=True),
     "devinterp plain": Entry("devinterp_1_3", {"sampling_method": "SGMCMC.sgld", "loader": "plain"}),
     "devinterp cores": Entry(
@@ -132,7 +139,7 @@ def measure_case(
     anchor = write_anchor(case, folder, arguments.device)
     with ExitStack() as stack:
         workers = {name: stack.enter_context(make_worker(name, case, anchor, arguments)) for name in names}
-        contenders = Field(workers, budget)
+        contenders = Field(workers, budget, {name: CONTENDERS[name].least_steps for name in names})
         say("first calls")
         contenders.start()
         for repeat in range(budget.repeats):

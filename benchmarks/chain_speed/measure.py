@@ -174,10 +174,16 @@ def _full_loss(module: torch.nn.Module, data: tuple[torch.Tensor, ...], batch_si
 
 
 class Field:
-    """All contenders of one case: their workers, and what has been measured of them."""
+    """All contenders of one case: their workers, and what has been measured of them.
 
-    def __init__(self, workers: dict[str, Worker], budget: Budget) -> None:
-        self.workers, self.budget = workers, budget
+    Args:
+        workers: By contender.
+        budget: How long to measure.
+        least_steps: By contender, steps from which on a run is of the kind that is timed.
+    """
+
+    def __init__(self, workers: dict[str, Worker], budget: Budget, least_steps: dict[str, int]) -> None:
+        self.workers, self.budget, self.least_steps = workers, budget, least_steps
         self.measurements = {name: Measurement(name) for name in workers}
         self.steps: dict[str, int] = {}
 
@@ -193,7 +199,7 @@ class Field:
         """One repeat: a short and a long run of each."""
         for name, worker, measurement in self._alive():
             with _noting_failure(measurement):
-                cost, setup, peak = _time_step(worker, self.steps[name], seed)
+                cost, setup, peak = _time_step(worker, self.steps[name], seed, self.least_steps[name])
                 measurement.step_seconds.append(cost)
                 measurement.setup_seconds.append(setup)
                 measurement.peak_bytes = peak
@@ -229,9 +235,10 @@ def _noting_failure(measurement: Measurement) -> Iterator[None]:
         measurement.error = str(error)
 
 
-def _time_step(worker: Worker, long: int, seed: int) -> tuple[float, float, int]:
-    """Marginal seconds of a step, seconds of the set-up, and the peak memory."""
-    short = max(1, long // 4)
+def _time_step(worker: Worker, long: int, seed: int, least: int) -> tuple[float, float, int]:
+    """Marginal seconds of a step, seconds of the set-up, and the peak memory, from runs of at least some steps."""
+    short = max(least, long // 4)
+    long = max(2 * short, long)
     for _ in range(3):
         first, second = worker.run(short, seed=seed), worker.run(long, seed=seed)
         cost = (second["seconds"] - first["seconds"]) / (long - short)
