@@ -43,6 +43,7 @@ class Ensemble:
         settings: Those in use.
         position: Free coordinates ``[setting, chain, coordinate]``.
 
+    >>> import torch
     >>> from lightning_slt.data import load_data
     >>> from lightning_slt.samplers import SGLD
     >>> bowl = LocalPosterior(loss=lambda w, batch: 0.5 * w["w"].square().sum(), anchor={"w": torch.zeros(4)},
@@ -113,9 +114,11 @@ class Ensemble:
                 loss=here.loss,
                 anchor_loss=anchor_loss,
                 position=part,
-                motion=measure(setting.sampler, part, here, rate, everyone) if look else None,
+                motion=measure(setting.sampler, state, here, rate, everyone) if look else None,
             )
-            for setting, here, part, rate in zip(self.settings, self._here, self.position, accepted, strict=True)
+            for setting, state, here, part, rate in zip(
+                self.settings, self._states, self._here, self.position, accepted, strict=True
+            )
         ]
 
     def move(self, *, look: bool = False) -> None:

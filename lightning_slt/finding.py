@@ -149,6 +149,7 @@ def calibrate(
         TypeError: If there is no loss to be had, or data cannot be indexed.
         ValueError: For settings, data or losses that cannot be sampled.
 
+    >>> import torch
     >>> import lightning_slt as slt
     >>> from torch.utils.data import TensorDataset
     >>> net = nn.Linear(3, 1)

@@ -5,6 +5,7 @@ The same object serves live training, where the module moves on between readings
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,14 +14,22 @@ from typing import Any
 
 from torch import nn
 
-from lightning_slt.calibration import Curvature, Settings, calibrate_relative, curvatures, follow_curvature
+from lightning_slt.calibration import (
+    OUTGROWN,
+    Curvature,
+    Settings,
+    calibrate_relative,
+    curvatures,
+    follow_curvature,
+    renew,
+)
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators.base import Estimator
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
 from lightning_slt.plan import Reduce, Results, Snapshot, prepare, run_chains, take_snapshot
-from lightning_slt.samplers.base import Sampler
+from lightning_slt.samplers import SGLD, Sampler
 from lightning_slt.sampling import SamplingConfig
 from lightning_slt.seeding import derive_seed
 from lightning_slt.sources import source_parts
@@ -88,6 +97,7 @@ class Reader:
         self.components = resolve_components(module, request.components)
         self.settings: Settings | None = None
         self._curvatures: Mapping[str, Curvature] | None = None
+        self._measured: Anchor | None = None
         self.sampling = request.sampling
         self._bystanders = (request.loss_fn, source_parts(source)[1])
         first = self.set_aside(step=0, global_step=0, epoch=0)
@@ -150,21 +160,50 @@ class Reader:
         return count * settings.num_steps * len(self.components)
 
     def settings_at(self, anchor: Anchor) -> Settings:
-        """Settings of the run, its step size made safe for this anchor's curvature where it was ours to choose."""
+        """Settings of the run at this anchor's curvature, the step size made safe where it was ours to choose."""
         settings = self.calibrate(anchor)
-        if self.request.sampler is not None:
+        if math.isnan(settings.sampler.stability(1.0)):
             return settings
-        with self.isolated():
-            snapshot = self._snapshot(anchor)
-            self._curvatures = curvatures(
-                snapshot.posterior,
-                snapshot.components,
-                self.data,
-                self.sampling,
-                nbeta=settings.nbeta,
-                start=self._curvatures,
-            )
-        return follow_curvature(settings, max(c.value for c in self._curvatures.values()))
+        curvature = self._curvature_at(anchor, settings)
+        if self.request.sampler is None and isinstance(settings.sampler, SGLD):
+            return follow_curvature(settings, curvature)
+        stability = settings.sampler.stability(settings.nbeta * curvature + settings.localization)
+        return replace(settings, curvature=curvature, stability=stability)
+
+    @property
+    def calibrated(self) -> Settings:
+        """Settings of the run, once they are found."""
+        assert self.settings is not None
+        return self.settings
+
+    @property
+    def renewable(self) -> bool:
+        """Whether γ and the sampler were found rather than given."""
+        return self.request.sampler is None and self.request.localization is None
+
+    def outgrown(self, settings: Settings) -> bool:
+        """Whether the curvature has grown so much since γ was found that another γ is needed for the whole run."""
+        return self.renewable and isinstance(settings.sampler, SGLD) and OUTGROWN < settings.condition < math.inf
+
+    def renew(self, settings: Settings) -> None:
+        """Go on with a γ found from the curvature of some settings; earlier readings are comparable no more."""
+        self.settings = renew(self.calibrated, settings.curvature, self.sampling)
+
+    def _curvature_at(self, anchor: Anchor, settings: Settings) -> float:
+        """λ_max over the components, measured once for each anchor in turn."""
+        if self._curvatures is None or self._measured is not anchor:
+            with self.isolated():
+                snapshot = self._snapshot(anchor)
+                self._curvatures = curvatures(
+                    snapshot.posterior,
+                    snapshot.components,
+                    self.data,
+                    self.sampling,
+                    nbeta=settings.nbeta,
+                    start=self._curvatures,
+                )
+            self._measured = anchor
+        return max(c.value for c in self._curvatures.values())
 
     def read(
         self,

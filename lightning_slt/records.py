@@ -46,6 +46,8 @@ class Reading:
         settings: Sampler, nβ, γ, resolution, counts and what was calibrated.
         estimates: ``{component: {key: Estimate}}``; empty where the reading failed.
         failure: Why it failed, or None.
+        revises: Index of the earlier reading of the same weights that this one replaces: the run had outgrown its
+            settings; None for a first one.
         anchor: File with the weights that were sampled around, where the monitor saved them.
     """
 
@@ -60,6 +62,7 @@ class Reading:
     settings: Mapping[str, Any]
     estimates: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     failure: str | None = None
+    revises: int | None = None
     anchor: Path | None = None
 
 
@@ -129,12 +132,13 @@ def _free_path(folder: Path, name: str) -> Path:
     return next(path for path in numbered if not path.exists())
 
 
-def load_records(run_dir: str | Path, *, name: str | None = None) -> list[Reading]:
+def load_records(run_dir: str | Path, *, name: str | None = None, revised: bool = False) -> list[Reading]:
     """Readings of a run, in the order in which they were made.
 
     Args:
         run_dir: Folder of the logs, any folder above it, its ``slt_records``, or a single file of these.
         name: Only this monitor's.
+        revised: Also those that a later reading of the same weights replaces; their settings are those of then.
 
     Returns:
         Readings; lines that are broken are left out with a warning. Empty, with a warning, where a run made none.
@@ -150,7 +154,7 @@ def load_records(run_dir: str | Path, *, name: str | None = None) -> list[Readin
     [5]
     """
     files = _record_files(Path(run_dir))
-    everything = [reading for file in files for reading in _read(file)]
+    everything = [reading for file in files for reading in _read(file, revised=revised)]
     readings = [reading for reading in everything if name is None or reading.name == name]
     if not everything:
         warnings.warn(
@@ -188,7 +192,7 @@ def load_anchor(reading: Reading) -> Params:
     return load_file(reading.anchor)
 
 
-def _read(file: Path) -> list[Reading]:
+def _read(file: Path, *, revised: bool) -> list[Reading]:
     """A run that was resumed from an earlier step makes readings again: the later ones stand."""
     readings: list[Reading] = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
@@ -201,7 +205,8 @@ def _read(file: Path) -> list[Reading]:
             continue
         readings = [r for r in readings if r.index < reading.index]
         readings.append(reading)
-    return readings
+    replaced = {reading.revises for reading in readings}
+    return readings if revised else [reading for reading in readings if reading.index not in replaced]
 
 
 def _encode(reading: Reading) -> dict[str, Any]:
@@ -249,6 +254,7 @@ def _decode(row: Mapping[str, Any], folder: Path) -> Reading:
         }
         for component, by_key in row["estimates"].items()
     }
+    row = {"revises": None, **row}
     known = {name: row[name] for name in _PLAIN_FIELDS}
     settings = {
         key: _INFINITE.get(value, value) if isinstance(value, str) else value for key, value in row["settings"].items()

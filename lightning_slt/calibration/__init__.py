@@ -1,12 +1,21 @@
 """Settings without the user: curvature, the rules made of it, and the search that checks them."""
 
 from lightning_slt.calibration.curvature import Curvature, curvatures, largest_curvature, leading_curvature
-from lightning_slt.calibration.relative import MAX_STRETCH, NBETA, STABILITY, calibrate_relative, follow_curvature
+from lightning_slt.calibration.relative import (
+    MAX_STRETCH,
+    NBETA,
+    OUTGROWN,
+    STABILITY,
+    calibrate_relative,
+    follow_curvature,
+    renew,
+)
 from lightning_slt.calibration.settings import Settings
 
 __all__ = [
     "MAX_STRETCH",
     "NBETA",
+    "OUTGROWN",
     "STABILITY",
     "Curvature",
     "Settings",
@@ -15,4 +24,5 @@ __all__ = [
     "follow_curvature",
     "largest_curvature",
     "leading_curvature",
+    "renew",
 ]

@@ -34,6 +34,12 @@ STABILITY = 0.4
 MAX_STRETCH = 8
 """How many times more steps a reading may take where the curvature has grown."""
 
+OUTGROWN = 30.0
+"""κ at which a run has outgrown its γ: its chains would not converge in the steps of a reading any more."""
+
+RENEWED_CONDITION = 5.0
+"""κ with which it goes on: between 3 and 10 curves converge and count enough directions."""
+
 RELAXATIONS = 3.0
 """Burn-in in units of ``1/(εγ)``, the time in which the variance of the slowest direction settles."""
 
@@ -70,18 +76,12 @@ def calibrate_relative(
     left_open = {"sampler": sampler, "nbeta": nbeta, "localization": localization, "num_burnin": sampling.num_burnin}
     calibrated = tuple(name for name, value in left_open.items() if value is None)
     nbeta = NBETA if nbeta is None else nbeta
-    if sampler is not None and localization is not None and sampling.num_burnin is not None:
+    known = sampler is not None and sampling.num_burnin is not None and math.isnan(sampler.stability(1.0))
+    if sampler is not None and localization is not None and known:  # λ_max would tell nothing
         return Settings(sampler=sampler, nbeta=nbeta, localization=localization, sampling=sampling)
     curvature = max(c.value for c in curvatures(posterior, components, data, sampling, nbeta=nbeta).values())
     if localization is None:
-        if nbeta == 0:
-            raise ValueError("at nbeta=0 nothing but the localization holds the chains; give localization=")
-        if not 0 < curvature < math.inf:
-            raise ValueError(
-                f"the loss has curvature {curvature:.3g} at the anchor, so no localization can be derived from it; "
-                "give localization= (published values: 100 to 300 at nbeta=30)"
-            )
-        localization = nbeta * curvature / condition
+        localization = _localization(nbeta, curvature, condition)
     if sampler is None:
         sampler = SGLD(step_size=STABILITY / max(nbeta * curvature + localization, 1e-12))
     settings = Settings(
@@ -94,6 +94,41 @@ def calibrate_relative(
         calibrated=calibrated,
     )
     return replace(settings, sampling=replace(sampling, num_burnin=_burnin(settings)))
+
+
+def renew(settings: Settings, curvature: float, sampling: SamplingConfig) -> Settings:
+    r"""Another posterior for a run that has outgrown its own: γ from the present curvature, nβ as before.
+
+    Args:
+        settings: Of the run so far.
+        curvature: λ_max now.
+        sampling: Counts as the user gave them.
+
+    Returns:
+        Settings with κ = ``RENEWED_CONDITION`` at that curvature.
+    """
+    gamma = _localization(settings.nbeta, curvature, RENEWED_CONDITION)
+    renewed = replace(
+        settings,
+        sampler=SGLD(step_size=STABILITY / (settings.nbeta * curvature + gamma)),
+        localization=gamma,
+        sampling=sampling,
+        curvature=curvature,
+        stability=STABILITY,
+        steps=1.0,
+    )
+    return replace(renewed, sampling=replace(sampling, num_burnin=_burnin(renewed)))
+
+
+def _localization(nbeta: float, curvature: float, condition: float) -> float:
+    if nbeta == 0:
+        raise ValueError("at nbeta=0 nothing but the localization holds the chains; give localization=")
+    if not 0 < curvature < math.inf:
+        raise ValueError(
+            f"the loss has curvature {curvature:.3g} at the anchor, so no localization can be derived from it; "
+            "give localization= (published values: 100 to 300 at nbeta=30)"
+        )
+    return nbeta * curvature / condition
 
 
 def follow_curvature(settings: Settings, curvature: float) -> Settings:

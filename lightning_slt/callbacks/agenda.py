@@ -128,7 +128,7 @@ class Agenda:
         self._read_waiting()
         if self.at_end and self.step != self.last_step:
             self._read(self.live.set_aside(self.step), on_credit=True)
-        self.live.summarize()
+        self.live.finish()
 
     def _read_waiting(self, *, must_work: bool = False) -> None:
         """The first weights wait until the budget affords them, unless a callback waits for a number.
@@ -155,7 +155,9 @@ class Agenda:
     def _read(self, anchor: Anchor, *, must_work: bool = False, on_credit: bool = False) -> bool:
         before = self.last_step, self.last_time
         self.last_step, self.last_time = anchor.step, self.clock()
-        made = self.live.read(anchor, must_work=must_work, on_credit=on_credit)
+        made = self.live.read(
+            anchor, must_work=must_work, on_credit=on_credit, may_wait=not (must_work or self.watchers)
+        )
         if not made:
             self.last_step, self.last_time = before
         return made

@@ -101,7 +101,7 @@ class Budget:
 
     def affords(self) -> bool:
         """Whether one more reading, as long as the last one planned, would leave the overhead within the share."""
-        return self.cost is None or self._can_pay(self.cost.whole)
+        return self.cost is None or self.can_pay(self.cost.whole)
 
     def plan(self, *, measuring: float, steps: int) -> bool:
         """Take in what a measurement of the curvature took and found.
@@ -112,7 +112,7 @@ class Budget:
         if self.cost is None:
             return True
         expected, self.cost = self.cost.steps, replace(self.cost, measuring=measuring, steps=steps)
-        return steps <= expected or self._can_pay(self.cost.sampling)
+        return steps <= expected or self.can_pay(self.cost.sampling)
 
     def learn(self, seconds: float) -> None:
         """Take in what the reading as planned took in the end."""
@@ -130,5 +130,6 @@ class Budget:
                 self._charging = False
                 self.spent += self.clock() - began
 
-    def _can_pay(self, seconds: float) -> bool:
+    def can_pay(self, seconds: float) -> bool:
+        """Whether so much more reading time would leave the overhead within the share."""
         return self.share is None or self.spent + seconds <= self.share * self.training

@@ -1,39 +1,40 @@
-"""One monitor's work during one fit: the readings, their log, their records, their cost."""
+"""One monitor's work during one fit: which settings its readings have, what they cost, and what is said of them."""
 
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.budget import Budget, Cost
+from lightning_slt.callbacks.history import History
+from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.resume import freeze, thaw
 from lightning_slt.callbacks.surroundings import evaluation_context, mover, steps_of_run
-from lightning_slt.components import FULL
 from lightning_slt.plan import FailedReadingError, OnFailure, Results, report_failures
 from lightning_slt.reading import Anchor, Reader, Request
-from lightning_slt.records import Reading, RecordWriter
 from lightning_slt.reporting.advice import Verdicts, worthless
 from lightning_slt.reporting.progress import reading_progress
-from lightning_slt.reporting.scalars import missing, scalars
-from lightning_slt.reporting.tables import describe_settings, settings_table
-from lightning_slt.reporting.tensorboard import write_text
 
 MEANINGFUL = 0.05
 """Share of a fit after which reading time over training time says something."""
 
 
+class _Look(NamedTuple):
+    """Settings of a reading, and the seconds that it took to measure the curvature for them."""
+
+    settings: Settings
+    seconds: float
+
+
 class LiveReadings:
-    """Makes, logs and records the readings of one fit.
+    """Makes the readings of one fit.
 
     Args:
         trainer: The Trainer.
@@ -62,13 +63,7 @@ class LiveReadings:
     ) -> None:
         """Prepare the readings; raises where nothing can be read."""
         self.trainer, self.name, self.budget, self.on_failure = trainer, name, budget, on_failure
-        self.index, self._began_at, self._length = 0, trainer.global_step, steps_of_run(trainer)
-        self.last: dict[str, float] = {}
-        self.snapshots = snapshots
-        self._log_dir = log_dir if trainer.is_global_zero else None
-        self._records: RecordWriter | None = None
-        self._resume_records: str | None = None
-        self._settings_shown: dict[str, Any] | None = None
+        self._began_at, self._length = trainer.global_step, steps_of_run(trainer)
         self.peers = Peers(trainer)
         source = trainer.train_dataloader if source is None else source
         self.reader = Reader(
@@ -76,7 +71,15 @@ class LiveReadings:
         )
         self.keys = {component: [e.name for e in request.estimators] for component in self.reader.components}
         self.verdicts = Verdicts(request.estimators, name)
-        self._to_callback_metrics({**missing(name, self.keys), f"{name}/overhead": math.nan})
+        self.history = History()
+        self.journal = Journal(
+            trainer, name, keys=self.keys, data=self.reader.data, log_dir=log_dir, snapshots=snapshots
+        )
+
+    @property
+    def index(self) -> int:
+        """How many readings there were."""
+        return self.journal.index
 
     def set_aside(self, step: int) -> Anchor:
         """Copy the present weights for a reading now or later."""
@@ -94,9 +97,8 @@ class LiveReadings:
         if self.budget.share is not None and self.budget.cost is None:
             setup, per_step = self.reader.predict_cost(anchor, self.peers.share_of(settings.sampling.num_chains))
             self.budget.cost = Cost(measuring=measuring, setup=setup, per_step=per_step, steps=settings.num_steps)
-        if self.budget.share is not None and self._log_dir is not None:
-            with suppress(OSError):  # an empty file says that there was no reading; a reading says what is wrong here
-                self._open_records(self._log_dir)
+        if self.budget.share is not None:
+            self.journal.open()
         if len(self.keys) > 1:
             rank_zero_info(
                 f"{self.name}: {len(self.keys)} components, so a reading runs {len(self.keys)} sets of "
@@ -108,24 +110,78 @@ class LiveReadings:
         """Whether the budget affords a reading: rank 0's answer, on every rank."""
         return self.budget.share is None or self.peers.from_first(self.budget.affords())
 
-    def read(self, anchor: Anchor, *, must_work: bool = False, on_credit: bool = False) -> bool:
-        """Make one reading, log it and record it. Errors are flagged unless the user wants them raised.
+    def read(self, anchor: Anchor, *, must_work: bool = False, on_credit: bool = False, may_wait: bool = False) -> bool:
+        """Make one reading, and before it those that it shows to be needed.
 
         Args:
             anchor: What to read.
             must_work: Every error raises, as before the first training step.
             on_credit: Whatever it costs.
+            may_wait: Where the run seems to have outgrown its settings, wait for the next reading to confirm it.
 
         Returns:
-            Whether it was made, or flagged, rather than left out because the curvature makes it too dear.
+            Whether it was made, flagged or put off, rather than left out because the curvature makes it too dear.
         """
+        look = self._look(anchor)
+        outgrown = look is not None and not self.history.settled and self.reader.outgrown(look.settings)
+        if outgrown and may_wait and self.history.held is None:
+            self.history.held = anchor
+            return True
+        if look is not None and outgrown and self._pays_for(len(self.history.readings) + 2):
+            self._renew(look.settings, anchor.step)
+            look = look._replace(settings=self.peers.agree_on(self.reader.settings_at(anchor)))
+        held = self.history.release()
+        if held is not None:
+            self._read(held, on_credit=True)
+        return self._read(anchor, look, must_work=must_work, on_credit=on_credit)
+
+    def _look(self, anchor: Anchor) -> _Look | None:
+        """Measure an anchor's curvature; None where user code fails there, which the reading meets and tells of."""
         began = self.budget.clock()
+        try:
+            with self.peers.together(), self.budget.charged():
+                self.peers.share_buffers(anchor.module_loss)
+                settings = self.peers.agree_on(self.reader.settings_at(anchor))
+                return _Look(settings, self.budget.clock() - began)
+        except Exception:
+            return None
+
+    def _pays_for(self, readings: int) -> bool:
+        cost = self.budget.cost
+        return cost is None or self.peers.from_first(self.budget.can_pay(readings * cost.whole))
+
+    def _renew(self, outgrown: Settings, step: int) -> None:
+        """Go on with a larger γ, and read again what was read with the smaller one."""
+        old = self.reader.calibrated.localization
+        self.reader.renew(outgrown)
+        lost, again = self.history.lost, self.history.take()
+        rest = f"; the first {lost}, no longer in memory, are not comparable with the rest" if lost else ""
+        rank_zero_info(
+            f"{self.name}: by step {step} the curvature has outgrown the settings of this run (κ = "
+            f"{outgrown.condition:.3g}). localization is now {self.reader.calibrated.localization:.4g} in place of "
+            f"{old:.4g}, and the {len(again)} earlier readings are made again with it{rest}. "
+            "Write localization= to fix it from the start"
+        )
+        for kept in again:
+            self._read(kept.anchor, on_credit=True, revises=kept.number)
+
+    def _read(
+        self,
+        anchor: Anchor,
+        look: _Look | None = None,
+        *,
+        must_work: bool = False,
+        on_credit: bool = False,
+        revises: int | None = None,
+    ) -> bool:
+        """One reading, logged and recorded. Errors are flagged unless the user wants them raised."""
+        began = self.budget.clock() - (0.0 if look is None else look.seconds)
         settings: Settings | None = None
         results: dict[str, Results] = {}
         failure: str | None = None
         with self.budget.charged():
             try:
-                settings, results = self._try(anchor, on_credit)
+                settings, results = self._try(anchor, look, on_credit)
             except Exception as error:  # any error of user code: training must go on
                 if must_work or self.on_failure == "raise":
                     raise
@@ -136,19 +192,27 @@ class LiveReadings:
         bad = worthless(results, exact=settings is not None and settings.sampler.full_batch)
         duration = self.budget.clock() - began
         with self.budget.charged():
-            self._report(anchor, settings, results, failure, duration=duration, bad=bad)
+            if self.reader.renewable:
+                self.history.keep(anchor, self.index)
+            overhead = self.peers.from_first(self._overhead())
+            self.journal.enter(
+                anchor, settings, results, failure, duration=duration, overhead=overhead, bad=bad, revises=revises
+            )
         if failure is None:
             self.budget.learn(self.budget.clock() - began)
         self._speak(anchor.step, results, bad)
         return True
 
-    def _try(self, anchor: Anchor, on_credit: bool) -> tuple[Settings, dict[str, Results]]:
+    def _try(self, anchor: Anchor, look: _Look | None, on_credit: bool) -> tuple[Settings, dict[str, Results]]:
         """All processes come to the end of a reading together, or all give it up; no results where it is too dear."""
         with self.peers.together():
-            began = self.budget.clock()
-            self.peers.share_buffers(anchor.module_loss)
-            settings = self.peers.agree_on(self.reader.settings_at(anchor))
-            payable = self.budget.plan(measuring=self.budget.clock() - began, steps=settings.num_steps)
+            if look is None:
+                began = self.budget.clock()
+                self.peers.share_buffers(anchor.module_loss)
+                settings = self.peers.agree_on(self.reader.settings_at(anchor))
+                look = _Look(settings, self.budget.clock() - began)
+            settings = look.settings
+            payable = self.budget.plan(measuring=look.seconds, steps=settings.num_steps)
             if self.budget.share is not None and not (self.peers.from_first(payable) or on_credit):
                 return settings, {}
             chains = self.peers.share_of(settings.sampling.num_chains)
@@ -169,7 +233,14 @@ class LiveReadings:
         except FailedReadingError as error:
             raise FailedReadingError(f"{self.name} at step {step}: {error}") from None
 
-    def summarize(self) -> None:
+    def finish(self) -> None:
+        """Read what was held back, at the settings that it asks for, and tell how the readings went."""
+        held = self.history.release()
+        if held is not None:
+            self.read(held, on_credit=True)
+        self._summarize()
+
+    def _summarize(self) -> None:
         """Say at the end of a fit how many readings there were, how many of use, and why there were none."""
         if self.verdicts.readings:
             rank_zero_info(self.verdicts.summary())
@@ -183,43 +254,6 @@ class LiveReadings:
                 f"or fewer draws: sampling=SamplingConfig(num_draws={max(1, self.reader.sampling.num_draws // 4)})"
             )
 
-    def _report(
-        self,
-        anchor: Anchor,
-        settings: Settings | None,
-        results: Mapping[str, Results],
-        failure: str | None,
-        *,
-        duration: float,
-        bad: Mapping[str, str],
-    ) -> None:
-        values = missing(self.name, self.keys) if failure else scalars(self.name, results, worthless=bad)
-        overhead = self.peers.from_first(self._overhead())
-        values[f"{self.name}/overhead"] = overhead
-        for logger in self.trainer.loggers:
-            logger.log_metrics(values, anchor.step)
-        self._to_callback_metrics(values)
-        described = {} if settings is None else self._describe(settings)
-        constants = {key: described.get(key) for key in ("sampler", "nbeta", "localization", "num_chains", "num_draws")}
-        if described and constants != self._settings_shown:
-            self._settings_shown = constants
-            write_text(self.trainer.loggers, f"{self.name}/settings", settings_table(described), anchor.step)
-        reading = Reading(
-            name=self.name,
-            index=self.index,
-            step=anchor.step,
-            global_step=anchor.global_step,
-            epoch=anchor.epoch,
-            time=time.time(),
-            duration=duration,
-            overhead=overhead,
-            settings=described,
-            estimates=results,
-            failure=failure,
-        )
-        self._record(reading, anchor)
-        self.index += 1
-
     def _overhead(self) -> float:
         """NaN before 5 % of the fit; where its length is unknown, before its first step."""
         step = self.trainer.global_step
@@ -227,48 +261,16 @@ class LiveReadings:
         meaningful = step >= MEANINGFUL * self._length if known else step > self._began_at
         return self.budget.overhead if meaningful and step else math.nan
 
-    def _describe(self, settings: Settings) -> dict[str, Any]:
-        data = self.reader.data
-        return {**describe_settings(settings), "samples": f"{len(data)} of {data.total}"}
-
-    def _record(self, reading: Reading, anchor: Anchor) -> None:
-        if self._log_dir is None:
-            return
-        try:
-            records = self._open_records(self._log_dir)
-            records.write(reading, anchor=anchor.module_loss.weights if self.snapshots else None)
-        except OSError as error:
-            warnings.warn(f"{self.name}: the reading at step {reading.step} was not recorded: {error}", stacklevel=2)
-
-    def _open_records(self, log_dir: str) -> RecordWriter:
-        self._records = self._records or RecordWriter(log_dir, self.name, resume=self._resume_records)
-        return self._records
-
-    def _to_callback_metrics(self, values: Mapping[str, float]) -> None:
-        """Equal on every rank; a missing number keeps the last finite one, so that monitors do not stop on NaN."""
-        for tag, value in values.items():
-            if math.isfinite(value) or tag not in self.last:
-                self.last[tag] = value
-        shown = {tag: torch.tensor(self.last[tag]) for tag in values}
-        self.trainer.callback_metrics.update(shown)
-        for key in self.keys.get(FULL, ()):
-            label = key.upper() if self.name == "slt" else f"{self.name} {key.upper()}"
-            self.trainer.progress_bar_metrics[label] = self.last[f"{self.name}/{FULL}/{key}/mean"]
-
     def state_dict(self) -> dict[str, Any]:
         """Plain values that let a resumed run go on with the same posterior."""
         return {
-            "index": self.index,
-            "last": dict(self.last),
+            **self.journal.state_dict(),
             "budget": self.budget.state_dict(),
             "settings": freeze(self.reader.settings),
-            "records": self._resume_records if self._records is None else self._records.file,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.index, self._resume_records = state["index"], state["records"]
-        self.last.update({tag: value for tag, value in state["last"].items() if tag in self.last})
+        self.journal.load_state_dict(state)
         self.budget.load_state_dict(state["budget"])
         self.reader.settings = thaw(state["settings"], self.reader)
-        self._to_callback_metrics(dict(self.last))

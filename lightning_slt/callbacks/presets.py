@@ -38,6 +38,8 @@ class LLCMonitor(SLTMonitor):
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
         traces: Keep whole loss traces in the records.
+        diagnostics: Log all that health measures, see :class:`lightning_slt.estimators.LLC`.
+        control: Run the chains once more at nβ = 0, at twice the cost, see :class:`lightning_slt.estimators.LLC`.
 
     >>> LLCMonitor(every_n_train_steps=200).name
     'slt'
@@ -64,10 +66,12 @@ class LLCMonitor(SLTMonitor):
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
         traces: bool = False,
+        diagnostics: bool = False,
+        control: bool = False,
     ) -> None:
         """Ask for the LLC alone."""
         super().__init__(
-            [LLC(traces=traces)],
+            [LLC(traces=traces, diagnostics=diagnostics, control=control)],
             sampler=sampler,
             nbeta=nbeta,
             localization=localization,
@@ -86,4 +90,4 @@ class LLCMonitor(SLTMonitor):
             on_failure=on_failure,
             snapshots=snapshots,
         )
-        self.traces = traces
+        self.traces, self.diagnostics, self.control = traces, diagnostics, control

@@ -1,0 +1,61 @@
+"""Weights that were read so far, kept for the case that a run outgrows its settings and they must be read again."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lightning_slt.preflight import free_memory
+from lightning_slt.reading import Anchor
+
+MOST_KEPT = 32
+"""Readings after which a run counts as settled: their weights are let go, and its settings stay."""
+
+SHARE_OF_MEMORY = 0.05
+"""Of the free memory of the device, for the weights that are kept; the oldest go first."""
+
+
+class Kept(NamedTuple):
+    """Weights that were read, and the index of that reading."""
+
+    anchor: Anchor
+    number: int
+
+
+class History:
+    """Anchors of the readings so far, and one that is held back until the next shows whether it was a spike.
+
+    Curvature grows tens or hundreds of times over while a network starts to learn, and γ was found before. Where κ at
+    two readings in a row is more than a reading's steps can follow, the run has outgrown its settings.
+    """
+
+    def __init__(self) -> None:
+        """Nothing read yet."""
+        self.readings: list[Kept] = []
+        self.held: Anchor | None = None
+        self.settled = False
+        self.lost = 0
+        self._bytes: int | None = None
+
+    def keep(self, anchor: Anchor, number: int) -> None:
+        """Keep what was read, or let everything go where the run has settled."""
+        if self.settled:
+            return
+        self.readings.append(Kept(anchor, number))
+        self.settled = len(self.readings) + self.lost >= MOST_KEPT
+        loss = anchor.module_loss
+        if self._bytes is None:
+            self._bytes = int(SHARE_OF_MEMORY * free_memory(loss.device))
+        each = 2 * sum(t.numel() * t.element_size() for t in (*loss.weights.values(), *loss.buffers.values()))
+        while self.readings and (self.settled or len(self.readings) * each > self._bytes):
+            self.lost += not self.settled
+            del self.readings[0]
+
+    def take(self) -> list[Kept]:
+        """Everything that is to be read again, oldest first; what was lost stays as it is."""
+        readings, self.readings, self.lost = self.readings, [], 0
+        return readings
+
+    def release(self) -> Anchor | None:
+        """The one that was held back."""
+        held, self.held = self.held, None
+        return held
