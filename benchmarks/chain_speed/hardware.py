@@ -36,6 +36,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "hardware": hardware_name(device),
         "device": device,
         "threads": threads,
+        "clock": "processor" if torch.device(device).type == "cpu" and threads == 1 else "wall",
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": str(torch.__version__),

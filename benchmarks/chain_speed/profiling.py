@@ -60,8 +60,8 @@ def profile(contender: Contender, num_steps: int, problem: Problem) -> dict[str,
         time without a profiler, and `profiled_seconds`, with Python's. All include the set-up of the call.
     """
     command = {"steps": num_steps, "seed": 0}
-    timed_run(contender, command, problem.device)
-    plain = timed_run(contender, command, problem.device)["seconds"]
+    timed_run(contender, command, problem)
+    plain = timed_run(contender, command, problem)["seconds"]
     wall, functions = _python_profile(contender, command, problem)
     rows: dict[str, dict[str, float]] = {
         "phases": _phases(wall, functions),
@@ -78,7 +78,7 @@ def profile(contender: Contender, num_steps: int, problem: Problem) -> dict[str,
 def _python_profile(contender: Contender, command: dict[str, Any], problem: Problem) -> tuple[float, list[Function]]:
     profiler = cProfile.Profile()
     profiler.enable()
-    wall = timed_run(contender, command, problem.device)["seconds"]
+    wall = timed_run(contender, command, problem)["seconds"]
     profiler.disable()
     stats: dict[tuple[str, int, str], tuple[Any, ...]] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
     return wall, [Function(file, name, values[3]) for (file, _line, name), values in stats.items()]
@@ -97,7 +97,7 @@ def _phases(wall: float, functions: list[Function]) -> dict[str, float]:
 def _operations(contender: Contender, command: dict[str, Any], problem: Problem) -> dict[str, float]:
     on_cuda = problem.device.type == "cuda"
     with torch_profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as profiler:
-        timed_run(contender, command, problem.device)
+        timed_run(contender, command, problem)
     totals: dict[str, float] = defaultdict(float)
     for event in profiler.events():
         totals[event.name] += (event.self_device_time_total if on_cuda else event.self_cpu_time_total) / 1e6
