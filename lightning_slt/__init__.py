@@ -2,7 +2,7 @@
 
 from lightning_slt import losses, theory
 from lightning_slt.calibration import Settings
-from lightning_slt.callbacks import LLCMonitor, LogSteps, SLTMonitor
+from lightning_slt.callbacks import LLCMonitor, LogSteps, SamplerFinder, SLTMonitor
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators import LLC, Estimator
@@ -42,6 +42,7 @@ __all__ = [
     "Reading",
     "SLTMonitor",
     "Sampler",
+    "SamplerFinder",
     "SamplingConfig",
     "SamplingData",
     "Settings",

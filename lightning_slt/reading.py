@@ -26,6 +26,7 @@ from lightning_slt.calibration import (
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators.base import Estimator
+from lightning_slt.finding import Calibration, Grids, grid_size, search
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
 from lightning_slt.plan import Reduce, Results, Snapshot, prepare, run_chains, take_snapshot
@@ -153,6 +154,24 @@ class Reader:
         short, longer = seconds(few), seconds(more)
         per_step = max(0.0, (longer - short) / (more - few))
         return max(0.0, short - few * per_step), per_step
+
+    def search(
+        self, anchor: Anchor, sampler: Sampler, grids: Grids, on_step: Callable[[int], None] | None = None
+    ) -> Calibration:
+        """Sweep over settings around an anchor; see :func:`lightning_slt.finding.calibrate`."""
+        with self.isolated():
+            return search(self._snapshot(anchor), self.sampling, self.request.sampling, sampler, grids, on_step)
+
+    def search_steps(self, grids: Grids) -> int:
+        """How many chain-steps a search makes, for its progress bar."""
+        kept = self.sampling.num_draws * self.sampling.thinning
+        return 2 * kept * self.sampling.num_chains * grid_size(grids)
+
+    def adopt(self, found: Settings) -> None:
+        """Take over sampler and constants that were found elsewhere; counts stay the user's, but for the burn-in."""
+        given = self.sampling.num_burnin
+        burnin = found.sampling.num_burnin if given is None else given
+        self.settings = replace(found, sampling=replace(self.sampling, num_burnin=burnin))
 
     def chain_steps(self, settings: Settings, chains: Sequence[int] | None) -> int:
         """How many chain-steps a reading makes, for its progress bar."""

@@ -70,7 +70,9 @@ def test_an_interrupted_fit_keeps_its_state() -> None:
     assert (state["index"], state["last_step"]) == (2, 2)
 
 
-def test_memory_does_not_grow() -> None:
+def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a run has settled: until then the weights of its readings are kept, in case they must be read again."""
+    monkeypatch.setattr("lightning_slt.callbacks.history.MOST_KEPT", 8)
     counts = []
 
     class Counts(pl.Callback):

@@ -21,7 +21,8 @@ LAYERS = [
     {"preflight", "published", "chains"},
     {"calibration", "soundness"},
     {"plan", "reporting"},
-    {"reading", "finding"},
+    {"finding"},
+    {"reading"},
     {"callbacks"},
 ]
 LIGHTNING = {"callbacks", "reporting", "cli"}

@@ -1,7 +1,8 @@
 """Lightning callbacks: thin hooks around readings."""
 
+from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.presets import LLCMonitor
 from lightning_slt.callbacks.schedule import LogSteps
 
-__all__ = ["LLCMonitor", "LogSteps", "SLTMonitor"]
+__all__ = ["LLCMonitor", "LogSteps", "SLTMonitor", "SamplerFinder"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.budget import Budget, Cost
-from lightning_slt.callbacks.history import History
+from lightning_slt.callbacks.history import History, Kept
 from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.resume import freeze, thaw
@@ -162,7 +162,16 @@ class LiveReadings:
             f"{old:.4g}, and the {len(again)} earlier readings are made again with it{rest}. "
             "Write localization= to fix it from the start"
         )
-        for kept in again:
+        self._read_again(again)
+
+    def adopt(self, found: Settings) -> None:
+        """Go on with settings that were found elsewhere, for good, and read again what was read with others."""
+        self.reader.adopt(found)
+        again, self.history.settled = self.history.take(), True
+        self._read_again(again)
+
+    def _read_again(self, readings: Sequence[Kept]) -> None:
+        for kept in readings:
             self._read(kept.anchor, on_credit=True, revises=kept.number)
 
     def _read(
@@ -267,6 +276,7 @@ class LiveReadings:
             **self.journal.state_dict(),
             "budget": self.budget.state_dict(),
             "settings": freeze(self.reader.settings),
+            "settled": self.history.settled,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -274,3 +284,4 @@ class LiveReadings:
         self.journal.load_state_dict(state)
         self.budget.load_state_dict(state["budget"])
         self.reader.settings = thaw(state["settings"], self.reader)
+        self.history.settled, self.history.lost = state["settled"], self.index

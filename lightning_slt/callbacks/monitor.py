@@ -12,9 +12,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lightning_slt.boundary import check_loss_fn
+from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.agenda import Agenda
 from lightning_slt.callbacks.budget import Budget
 from lightning_slt.callbacks.checks import check_name, check_names, check_settings, check_steps
+from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.live import LiveReadings
 from lightning_slt.callbacks.schedule import LogSteps, Schedule
 from lightning_slt.callbacks.surroundings import record_dir, steps_of_run
@@ -209,7 +211,15 @@ class SLTMonitor(Callback):
         """
         return self._agenda is not None and self._agenda.due(step=step, epoch=epoch)
 
+    def adopt(self, found: Settings) -> None:
+        """Go on with settings that a :class:`SamplerFinder` found, where sampler, nβ and γ were left open."""
+        if self._live is not None and self.sampler is None and self.nbeta is None and self.localization is None:
+            self._live.adopt(found)
+
     def _begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        finders = [c for c in trainer.callbacks if isinstance(c, SamplerFinder)]  # type: ignore[attr-defined]
+        for finder in finders:
+            finder.look(trainer, module)
         fast = bool(getattr(trainer, "fast_dev_run", False))
         budget = Budget(None if fast else self.max_overhead, clock=self._clock)
         with budget.charged():
@@ -239,6 +249,9 @@ class SLTMonitor(Callback):
                 last_step=self._restored.get("last_step", -1),
             )
             write_layout(trainer.loggers, {m.name: m._live.keys for m in _monitors(trainer) if m._live is not None})
+            for finder in finders:
+                if finder.calibration is not None and finder.calibration.settings is not None and not self._restored:
+                    self.adopt(finder.calibration.settings)
             first = self._live.set_aside(self._agenda.step)
             self._live.prepare(first)
         self._agenda.begin(first)

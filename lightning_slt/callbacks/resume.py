@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from lightning_slt import samplers
 from lightning_slt.calibration import Settings
 from lightning_slt.reading import Reader
-from lightning_slt.samplers import SGLD
 
 
 def freeze(settings: Settings | None) -> dict[str, Any] | None:
@@ -16,7 +16,8 @@ def freeze(settings: Settings | None) -> dict[str, Any] | None:
     if settings is None:
         return None
     return {
-        "step_size": settings.sampler.step_size,
+        "sampler": type(settings.sampler).__name__,
+        "sampler_settings": asdict(settings.sampler),
         "nbeta": settings.nbeta,
         "localization": settings.localization,
         "num_burnin": settings.sampling.num_burnin,
@@ -33,7 +34,7 @@ def thaw(state: Mapping[str, Any] | None, reader: Reader) -> Settings | None:
     request = reader.request
     burnin = reader.sampling.num_burnin
     return Settings(
-        sampler=request.sampler or SGLD(step_size=state["step_size"]),
+        sampler=request.sampler or getattr(samplers, state["sampler"])(**state["sampler_settings"]),
         nbeta=state["nbeta"] if request.nbeta is None else request.nbeta,
         localization=state["localization"] if request.localization is None else request.localization,
         sampling=replace(reader.sampling, num_burnin=state["num_burnin"] if burnin is None else burnin),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -44,3 +45,12 @@ def write_text(loggers: Sequence[Logger], tag: str, markdown: str, step: int) ->
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(tag, markdown, step)
+
+
+def write_figure(loggers: Sequence[Logger], tag: str, draw: Callable[[], Any], step: int) -> None:
+    """Log a picture where a logger can show it; nothing without matplotlib."""
+    able = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    if able and find_spec("matplotlib") is not None:
+        figure = draw()
+        for logger in able:
+            logger.experiment.add_figure(tag, figure, step)
