@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
-from lightning_slt.samplers.base import Sampler
+from lightning_slt.samplers.base import Forces, Sampler, State
 from lightning_slt.types import Motion
 
 
@@ -56,11 +56,45 @@ def acceptance(sampler: Sampler, start: Departure, position: Tensor, here: Evalu
     return (gain + back - there).clamp(max=0).exp()
 
 
-def measure(sampler: Sampler, position: Tensor, here: Evaluation, accepted: Tensor | None, alive: slice) -> Motion:
-    """Norms at the present place of the chains that count."""
-    ratio = sampler.drift_to_noise(here.posterior.gradient(position, here.gradient))
+def measure(
+    sampler: Sampler,
+    state: State,
+    here: Evaluation,
+    accepted: Tensor | None,
+    alive: slice,
+    *,
+    again: Tensor | None = None,
+) -> Motion:
+    """Norms at the present place of the chains that count.
+
+    Args:
+        sampler: Tells what its steps are made of.
+        state: Of all chains, before the next step.
+        here: What that step will know.
+        accepted: Acceptance of the last step.
+        alive: The chains that count.
+        again: ∇L on another minibatch ``[chain, coordinate]``; None where there is no other, or no need of it.
+    """
+    posterior = here.posterior
+    offset = state["position"] - posterior.anchor_row
+    loss, localization = here.gradient.rows.mul_(posterior.nbeta), offset * posterior.localization
+    forces = Forces(
+        nbeta=posterior.nbeta,
+        offset=offset,
+        loss=loss,
+        again=loss if again is None else posterior.nbeta * again,
+        localization=localization,
+    )
+
+    def of(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[alive]
+
     return Motion(
-        distance=(position - here.posterior.anchor_row).norm(dim=1)[alive],
-        drift_to_noise=None if ratio is None else ratio[alive],
-        acceptance=None if accepted is None else accepted[alive],
+        distance=offset.norm(dim=1)[alive],
+        gradient_norm=loss.norm(dim=1)[alive],
+        localization_norm=localization.norm(dim=1)[alive],
+        noise_norm=of(sampler.noise_norm(state)),
+        drift_to_noise=of(sampler.drift_to_noise(forces.total)),
+        acceptance=of(accepted),
+        heating=of(sampler.heating(state, forces)),
     )

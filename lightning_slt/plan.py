@@ -3,8 +3,9 @@ r"""One pass of chains for every estimator: the union of what they need, run onc
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ from lightning_slt.seeding import derive_seed
 from lightning_slt.soundness import check_finite, check_mean, warn_of_bare_output
 from lightning_slt.sources import source_parts
 from lightning_slt.statistics import States
-from lightning_slt.types import FunctionalLoss, LossFn, is_amount
+from lightning_slt.types import Draw, FunctionalLoss, LossFn, is_amount
 
 Results = dict[str, Any]
 OnFailure = Literal["warn", "raise"]
@@ -86,7 +87,7 @@ def run_chains(
     reduce: Reduce | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Results]:
-    """Run every component's chains once and feed all estimators.
+    """Run every component's chains once and feed all estimators; once more at nβ = 0 for those that want a control.
 
     Args:
         snapshot: The network and the data.
@@ -103,30 +104,51 @@ def run_chains(
     for name, component in snapshot.components.items():
         posterior = snapshot.posterior(component, nbeta=settings.nbeta, localization=settings.localization)
         config = fit_chunk(posterior, snapshot.batch(settings.sampling), settings.sampling)
+        run = _describe(posterior, settings, config, samples=len(snapshot.data))
         known = anchor_losses(snapshot.loss, snapshot.module_loss.weights, snapshot.data, config)
-        run = Run(
-            num_chains=config.num_chains,
-            num_draws=config.num_draws,
-            nbeta=settings.nbeta,
-            localization=settings.localization,
-            dimension=posterior.dimension,
-            share_batches=config.share_batches and config.batch_size < len(snapshot.data),
-            stability=settings.stability,
-            steps=settings.steps,
-            device=posterior.anchor_row.device,
-        )
-        accumulators = {e.name: e.start(run) for e in estimators}
-        with torch.no_grad():
-            for draw in sample(
-                posterior, settings.sampler, snapshot.data, config, anchor_losses=known, chains=chains, on_step=on_step
-            ):
-                for accumulator in accumulators.values():
-                    accumulator.update(draw)
-        for accumulator in accumulators.values():
-            if reduce is not None:
-                reduce(accumulator.states)
-        results[name] = {key: replace(a.compute(), settings=settings) for key, a in accumulators.items()}
+        draws = partial(
+            sample, sampler=settings.sampler, batches=snapshot.data, config=config, anchor_losses=known, chains=chains,
+            on_step=on_step,
+        )  # fmt: skip
+        found = _feed(draws(posterior), estimators, run, reduce)
+        if asking := [e for e in estimators if e.control]:
+            controls = _feed(draws(replace(posterior, nbeta=0.0)), asking, run, reduce)
+            found |= {e.name: e.controlled(found[e.name], controls[e.name]) for e in asking}
+        results[name] = {key: replace(value, settings=settings) for key, value in found.items()}
     return results
+
+
+def _describe(posterior: LocalPosterior, settings: Settings, config: SamplingConfig, *, samples: int) -> Run:
+    return Run(
+        num_chains=config.num_chains,
+        num_draws=config.num_draws,
+        nbeta=settings.nbeta,
+        localization=settings.localization,
+        dimension=posterior.dimension,
+        share_batches=config.share_batches and config.batch_size < samples,
+        stability=settings.stability,
+        steps=settings.steps,
+        curvature=settings.curvature,
+        device=posterior.anchor_row.device,
+    )
+
+
+def _feed(draws: Iterable[Draw], estimators: Sequence[Estimator], run: Run, reduce: Reduce | None) -> Results:
+    """Every estimator's result of one run of chains."""
+    accumulators = {e.name: e.start(run) for e in estimators}
+    with torch.no_grad():
+        for draw in draws:
+            for accumulator in accumulators.values():
+                accumulator.update(draw)
+    for accumulator in accumulators.values():
+        if reduce is not None:
+            reduce(accumulator.states)
+    return {key: accumulator.compute() for key, accumulator in accumulators.items()}
+
+
+def passes_of_chains(estimators: Sequence[Estimator]) -> int:
+    """How often a reading runs its chains: twice where an estimator asks for the control run at nβ = 0."""
+    return 2 if any(e.control for e in estimators) else 1
 
 
 def check_estimators(estimators: Sequence[Estimator]) -> tuple[Estimator, ...]:

@@ -22,8 +22,8 @@ from lightning_slt.data import SamplingData, Streams, load_data
 from lightning_slt.motion import acceptance, depart, measure
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import Evaluation, LocalPosterior
-from lightning_slt.samplers.base import Sampler
-from lightning_slt.seeding import generator
+from lightning_slt.samplers.base import Sampler, State
+from lightning_slt.seeding import derive_seed, generator
 from lightning_slt.types import Draw, FunctionalLoss, Motion
 
 RECORDED_FROM = 128
@@ -155,17 +155,13 @@ class _Chunk:
         self.posterior, self.sampler, self.data, self.config = posterior, sampler, data, config
         self.chains = tuple(chains)
         self.sequential = config.chain_method == "sequential"
-        rows = [*self.chains, *self.chains] if len(self.chains) == 1 and not self.sequential else list(self.chains)
-        self.position = posterior.anchor_row.repeat(len(rows), 1)
+        twins = len(self.chains) == 1 and not self.sequential
+        self.rows = [*self.chains, *self.chains] if twins else list(self.chains)
+        self.position = posterior.anchor_row.repeat(len(self.rows), 1)
         self.passes = self._passes_at(self.position)
-        self.noise = ChainNoise(rows, like=self.position, seed=config.seed)
-        self.streams = Streams(
-            len(data),
-            batch_size=len(data) if sampler.full_batch else config.batch_size,
-            seed=config.seed,
-            chains=rows,
-            share_batches=config.share_batches,
-        )
+        self.noise = ChainNoise(self.rows, like=self.position, seed=config.seed)
+        self.streams = self._streams(config.seed)
+        self._others: Streams | None = None
         self.anchor_losses = anchor_losses
         self._at_anchor: Passes | None = None
         self._fixed: ChainBatch | None = None
@@ -188,11 +184,13 @@ class _Chunk:
             if step == total:
                 yield self._draw(config.num_draws - 1, step, batch, self.passes.loss(batch), None, probes)
                 return
+            look = index is not None and index % every == 0
+            second = self._second_look() if look else None  # before the step's own pass, whose gradient must last
             again = partial(self.passes.loss_and_gradient, batch)
             loss, gradient = again()
             here = Evaluation(posterior=self.posterior, loss=loss, gradient=gradient, again=again)
             if index is not None:
-                motion = self._motion(here, accepted) if index % every == 0 else None
+                motion = self._motion(state, here, accepted, second) if look else None
                 yield self._draw(index, step, batch, loss, motion, probes)
             following = _kept(step + 1 - first, config)
             start = depart(self.position, here) if following is not None and following % every == 0 else None
@@ -243,8 +241,24 @@ class _Chunk:
     def _probe(self, probe: ProbeData) -> Tensor:
         return torch.cat([self.passes.losses(batch, probe.loss) for batch in probe.batches], 1)
 
-    def _motion(self, here: Evaluation, accepted: Tensor | None) -> Motion:
-        return measure(self.sampler, self.position, here, accepted, slice(0, len(self.chains)))
+    def _motion(self, state: State, here: Evaluation, accepted: Tensor | None, second: Tensor | None) -> Motion:
+        return measure(self.sampler, state, here, accepted, slice(0, len(self.chains)), again=second)
+
+    def _second_look(self) -> Tensor | None:
+        """∇L where the chains are, on a minibatch that no step uses; None without need, or without another one."""
+        if not self.sampler.second_look or self.streams.full:
+            return None
+        self._others = self._others or self._streams(derive_seed(self.config.seed, "second look"))
+        return self.passes.loss_and_gradient(self.data.chain_batch(self._others.next()))[1].rows
+
+    def _streams(self, seed: int) -> Streams:
+        return Streams(
+            len(self.data),
+            batch_size=len(self.data) if self.sampler.full_batch else self.config.batch_size,
+            seed=seed,
+            chains=self.rows,
+            share_batches=self.config.share_batches,
+        )
 
 
 def _kept(step: int, config: SamplingConfig) -> int | None:

@@ -94,15 +94,24 @@ class Motion:
 
     Attributes:
         distance: ``‖w − w*‖`` over the free coordinates.
+        gradient_norm: ``‖nβ ∇L‖`` on a minibatch.
+        localization_norm: ``‖γ (w − w*)‖``.
+        noise_norm: Norm of a step's noise in the units of these two; None where the sampler's steps have no such part.
         drift_to_noise: Norm of the deterministic part of the step over the norm of its noise; None where the
             sampler's steps have no such parts.
         acceptance: Probability that a Metropolis correction would accept the step that led here; None where the step
             is no proposal of known density.
+        heating: What length of step and minibatch noise add to ``E[(w − w*)·nβ∇L]``: on a quadratic twice what they
+            add to the LLC. None for exact samplers.
     """
 
     distance: Tensor
+    gradient_norm: Tensor
+    localization_norm: Tensor
+    noise_norm: Tensor | None = None
     drift_to_noise: Tensor | None = None
     acceptance: Tensor | None = None
+    heating: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +155,7 @@ class Estimate:
         traces: Whole traces ``[chain, draw]`` by name, where they were asked for.
         settings: What it was made with, a :class:`lightning_slt.calibration.Settings`: nβ, γ, ε, resolution, counts.
             None where nobody filled it in, as in records, where one set stands beside all estimates of a reading.
+        diagnostics: Whether loggers get all of ``health.values``.
 
     >>> print(Estimate(mean=2.0312, stderr=0.0517, per_chain=torch.tensor([2.0, 2.1]), health=Health(ok=True)))
     2.031 ± 0.052 of 2 chains; ok
@@ -157,6 +167,7 @@ class Estimate:
     health: Health
     traces: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Any = None
+    diagnostics: bool = False
 
     def __str__(self) -> str:
         """The number, its error and its health in one line, and what it was made with in a second one."""

@@ -26,6 +26,7 @@ class Run:
         share_batches: Whether chains use the same minibatches.
         stability: ``ε (nβ λ_max + γ)`` where it was measured, else NaN.
         steps: Share of the steps that the curvature asks for.
+        curvature: λ_max at the anchor where it was measured, else NaN.
         device: Where the draws are.
     """
 
@@ -37,6 +38,7 @@ class Run:
     share_batches: bool = False
     stability: float = float("nan")
     steps: float = 1.0
+    curvature: float = float("nan")
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -58,10 +60,26 @@ class Accumulator(ABC):
 
 
 class Estimator(ABC):
-    """Base of all estimators; frozen dataclasses with a ``name``, the key of their result."""
+    """Base of all estimators; frozen dataclasses with a ``name``, the key of their result.
+
+    Attributes:
+        name: Key of the result.
+        control: Whether the chains shall run once more at nβ = 0, for :meth:`controlled`. One such run serves all
+            estimators that ask.
+    """
 
     name: str
+    control: bool = False
 
     @abstractmethod
     def start(self, run: Run) -> Accumulator:
         """An empty accumulator for one run of chains."""
+
+    def controlled(self, estimate: Any, control: Any) -> Any:
+        """Put the control run beside the estimate.
+
+        Args:
+            estimate: Of the posterior.
+            control: The same of localization and noise alone, computed with the posterior's nβ.
+        """
+        raise NotImplementedError(f"{type(self).__name__} asks for a control run and has no controlled()")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ from lightning_slt.health import Thresholds, judge, trace_values
 from lightning_slt.statistics import Traces, statistics_device
 from lightning_slt.types import Draw, Estimate
 
+MOTION = (
+    "distance", "gradient_norm", "localization_norm", "noise_norm", "drift_to_noise", "acceptance", "heating"
+)  # fmt: skip
+"""What is kept of :class:`lightning_slt.types.Motion`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LLC(Estimator):
@@ -31,6 +36,10 @@ class LLC(Estimator):
     Args:
         name: Key of the result and part of the log tags.
         traces: Keep whole traces ``[chain, draw]`` in the estimate: ``loss`` above the anchor, in nats.
+        diagnostics: Send all of ``health.values`` to the loggers, as ``<name>/<component>/llc/health/<value>``.
+        control: Run the chains once more at nβ = 0, held by the localization alone, and put the λ̂ that they give
+            at the run's nβ into ``health.values`` as ``control`` and ``control_stderr``. Where it is near λ̂ the
+            localization has decided the value, and the loss has hardly shaped the posterior. **Doubles the cost.**
         thresholds: Of the health checks.
 
     >>> LLC().name
@@ -39,35 +48,40 @@ class LLC(Estimator):
 
     name: str = "llc"
     traces: bool = False
+    diagnostics: bool = False
+    control: bool = False
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def start(self, run: Run) -> Accumulator:
         """An accumulator for one run of chains."""
         return _LLCAccumulator(self, run)
 
+    def controlled(self, estimate: Estimate, control: Estimate) -> Estimate:
+        """The control run's λ̂ and its error among the values of the health."""
+        values = {**estimate.health.values, "control": control.mean, "control_stderr": control.stderr}
+        return replace(estimate, health=replace(estimate.health, values=values))
+
 
 class _LLCAccumulator(Accumulator):
     def __init__(self, estimator: LLC, run: Run) -> None:
         self.estimator, self.run = estimator, run
         device = statistics_device(run.device)
-        self.rise, self.anchor, self.steps, self.distance, self.drift_to_noise, self.acceptance = (
-            Traces(run.num_chains, run.num_draws, device=device) for _ in range(6)
-        )
+        self.rise, self.anchor, self.steps = (Traces(run.num_chains, run.num_draws, device=device) for _ in range(3))
+        self.motion = {name: Traces(run.num_chains, run.num_draws, device=device) for name in MOTION}
 
     @property
     def states(self) -> Sequence[Metric]:
-        return self.rise, self.anchor, self.steps, self.distance, self.drift_to_noise, self.acceptance
+        return self.rise, self.anchor, self.steps, *self.motion.values()
 
     def update(self, draw: Draw) -> None:
         self.rise.update(draw.chains, draw.index, draw.loss.double() - draw.anchor_loss.double())
         self.anchor.update(draw.chains, draw.index, draw.anchor_loss)
         self.steps.update(draw.chains, draw.index, torch.full_like(draw.loss, draw.step))
-        if draw.motion is not None:
-            self.distance.update(draw.chains, draw.index, draw.motion.distance)
-            if draw.motion.drift_to_noise is not None:
-                self.drift_to_noise.update(draw.chains, draw.index, draw.motion.drift_to_noise)
-            if draw.motion.acceptance is not None:  # never exactly zero, which marks what was not measured
-                self.acceptance.update(draw.chains, draw.index, draw.motion.acceptance.double().clamp(min=1e-300))
+        for name, trace in self.motion.items():
+            values = getattr(draw.motion, name, None)
+            if values is not None:  # never exactly zero, which marks what was not measured
+                values = values.double()
+                trace.update(draw.chains, draw.index, torch.where(values == 0, 1e-300, values))
 
     def compute(self) -> Estimate:
         rise, steps = self.rise.values.cpu(), self.steps.values.cpu()
@@ -83,26 +97,44 @@ class _LLCAccumulator(Accumulator):
             per_chain=per_chain,
             health=judge(values, dead, self.estimator.thresholds),
             traces={"loss": rise.clone()} if self.estimator.traces else {},
+            diagnostics=self.estimator.diagnostics,
         )
 
     def _values(self, live: Tensor, alive: Tensor, num_dead: int) -> dict[str, float]:
         run = self.run
         enough = len(live) > 0 and live.shape[1] >= 4
-        measured = self.distance.values.cpu()[alive]
-        moves = {
-            "drift_to_noise": _mean_measured(self.drift_to_noise.values.cpu()[alive]),
-            "acceptance": _mean_measured(self.acceptance.values.cpu()[alive]),
-        }
+        measured = {name: trace.values.cpu()[alive] for name, trace in self.motion.items()}
+        moves = {name: _mean_measured(values) for name, values in measured.items() if name != "heating"}
+        distance = measured["distance"]
         reach = math.sqrt(run.dimension / run.localization) if run.localization else math.inf
         return {
             **trace_values(live),
             "finite": float(num_dead),
             **{name: value for name, value in moves.items() if not math.isnan(value)},
-            "prior_bound": _mean_measured(measured[:, measured.shape[1] // 2 :]) / reach,
+            **_heating(measured["heating"], run.nbeta * live),
+            "prior_bound": _mean_measured(distance[:, distance.shape[1] // 2 :]) / reach,
             **({"step_size": run.stability, "steps": run.steps} if math.isfinite(run.stability) else {}),
+            **({"curvature": run.curvature} if math.isfinite(run.curvature) else {}),
+            "resolution": run.localization / run.nbeta if run.nbeta else math.inf,
             "ess_bulk": float(ess_bulk(live)) if enough else math.nan,
+            "autocorrelation_time": float(autocorrelation_time(live)) if enough else math.nan,
             "anchor_loss": float(self.anchor.values.cpu()[alive].mean()) if len(live) else math.nan,
         }
+
+
+def _heating(measured: Tensor, values: Tensor) -> dict[str, float]:
+    r"""Share of λ̂ that length of step and minibatch noise have added, ``E[e]/2λ̂``, and its standard error.
+
+    Args:
+        measured: e ``[chain, draw]``, zero where it was not measured.
+        values: nβ times the rise of the loss ``[chain, draw]``.
+    """
+    seen = measured != 0
+    if not bool(seen.any()) or not float(values.mean()) > 0:
+        return {}
+    shares = measured.sum(1) / seen.sum(1) / (2 * values.mean())
+    error = float(shares.std()) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
+    return {"heating": float(shares.mean()), "heating_stderr": error}
 
 
 def _dead_chains(rise: Tensor, steps: Tensor) -> dict[int, int]:

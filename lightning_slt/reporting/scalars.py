@@ -33,9 +33,15 @@ def scalars(
         for key, estimate in estimates.items():
             tag = f"{component}/{key}"
             fields = {**_NOTHING, "rhat": estimate_fields(estimate)["rhat"]} if tag in worthless else None
-            for field, value in (fields or estimate_fields(estimate)).items():
+            for field, value in {**(fields or estimate_fields(estimate)), **_diagnostics(estimate)}.items():
                 tagged[f"{name}/{tag}/{field}"] = value
     return tagged
+
+
+def _diagnostics(estimate: Any) -> dict[str, float]:
+    """All that health has measured, where the user asked for it; few tags make a log that is read."""
+    wanted = getattr(estimate, "diagnostics", False)
+    return {f"health/{name}": value for name, value in estimate.health.values.items()} if wanted else {}
 
 
 def estimate_fields(estimate: Estimate) -> dict[str, float]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
-from lightning_slt.samplers.base import Noise, Sampler, State, require
+from lightning_slt.samplers.base import Forces, Noise, Sampler, State, require
 from lightning_slt.samplers.preconditioning import Adaptation, Preconditioner, check_adaptation
 from lightning_slt.types import is_amount
 
@@ -96,6 +96,19 @@ class AdamSGLD(Sampler):
         w.addcmul_(force.mul_(root), root, value=-eps / 2)
         w.addcmul_(noise.normals(), root, value=math.sqrt(eps * self.temperature))
         return state
+
+    def noise_norm(self, state: State) -> Tensor | None:
+        """``‖√ε_t ξ / (ε_t/2)‖``; None at ε = 0."""
+        return self.preconditioner.noise_norm(state, self.step_size, self.temperature)
+
+    def heating(self, state: State, forces: Forces) -> Tensor | None:
+        r"""``(1 + b₁)/(4 (1 − b₁)) nβm̂ · ε_t [nβm̂ + γ(w − w*)]``; without the bias of an adaptation that goes on."""
+        b1 = self.betas[0]
+        average = forces.nbeta * b1 * state["momentum"] + (1 - b1) * forces.loss
+        average = average / (1 - b1 * state["weight"])
+        step_sizes = self.step_size * self.preconditioner.present(state).square()
+        product: Tensor = (average * step_sizes * (average + forces.localization)).sum(1)
+        return (1 + b1) / (4 * (1 - b1)) * product
 
     def stability(self, precision: float) -> float:
         """NaN: it is ``ε_t P``, and ε_t is known only to be below ``ε/a``, which tells nothing where ``|g| ≫ a``."""

@@ -7,6 +7,7 @@ noise variance ε. ``U = nβ L + (γ/2)‖w − w*‖²`` is the potential, P it
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -35,6 +36,40 @@ class Noise(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Forces:
+    """The two parts of ∇U at the place of the chains, each ``[chain, coordinate]``.
+
+    Attributes:
+        nbeta: nβ.
+        offset: ``w − w*``.
+        loss: ``nβ ∇L``, on the minibatch of the coming step.
+        again: The same on another minibatch; what ``loss`` is where there is none.
+        localization: ``γ (w − w*)``.
+    """
+
+    nbeta: float
+    offset: Tensor
+    loss: Tensor
+    again: Tensor
+    localization: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """``∇U``."""
+        return self.loss + self.localization
+
+    @property
+    def noise(self) -> Tensor:
+        """Variance of the minibatch noise of nβ∇L, all coordinates together ``[chain]``, without bias."""
+        return (self.loss - self.again).square().sum(1) / 2
+
+    @property
+    def product(self) -> Tensor:
+        """``nβ∇L · ∇U`` without minibatch noise ``[chain]``, without bias."""
+        return (self.loss * (self.again + self.localization)).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
     r"""Base of all samplers.
 
@@ -48,6 +83,9 @@ class Sampler(ABC):
 
     full_batch: ClassVar[bool] = False
     """Whether every step needs all samples, as an exact accept-or-reject step does; ``batch_size`` is ignored then."""
+
+    second_look: ClassVar[bool] = False
+    """Whether :meth:`heating` needs the gradient on another minibatch, to tell noise from curvature."""
 
     step_size: float
     temperature: float = 1.0
@@ -111,12 +149,47 @@ class Sampler(ABC):
         """
         return None
 
+    def noise_norm(self, state: State) -> Tensor | None:
+        """Norm of a step's noise in units of ∇U ``[chain]``: of the force that would move the chains as far.
+
+        Args:
+            state: Of the chains, before a step.
+
+        Returns:
+            The root of its expected square; None for samplers whose step has no such part.
+        """
+        return None
+
+    def heating(self, state: State, forces: Forces) -> Tensor | None:
+        r"""What the length of a step and the noise of its minibatch add to ``E[(w − w*)·nβ∇L]`` ``[chain]``.
+
+        A stationary density has ``E[(w − w*)·∇U] = d T`` (Stein); what the chain of a sampler has in its place follows
+        from that the mean squares of its positions and momenta do not change either. The difference is made of the
+        gradients and momenta of one step, without the fluctuation of flat directions, in which there is no gradient.
+        On a quadratic half of it is by how much the LLC is too high: :attr:`Motion.heating`.
+
+        Args:
+            state: Of the chains, before a step.
+            forces: At the position, on the minibatch of that step.
+
+        Returns:
+            One measurement for each chain; None for exact samplers.
+        """
+        return None
+
     def drift_to_noise(self, force: Tensor) -> Tensor | None:
         r"""Norm of the drift of a step over that of its noise ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``.
 
         None for samplers whose step has no such parts.
         """
         return None
+
+
+def constant_norm(position: Tensor, variance: float, scale: float) -> Tensor | None:
+    """``√(d · variance / scale)`` of every chain; None at scale 0."""
+    if scale == 0:
+        return None
+    return position.new_full(position.shape[:1], math.sqrt(position.shape[1] * variance / scale))
 
 
 def require(sampler: Sampler, name: str, sound: bool, expected: str, write: str) -> None:

@@ -71,6 +71,20 @@ class Preconditioner:
         frozen: Tensor = state["root"]
         return frozen
 
+    def present(self, state: State) -> Tensor:
+        """``√G`` of the last step ``[chain, coordinate]``."""
+        if "root" in state:
+            frozen: Tensor = state["root"]
+            return frozen
+        return self._damped(self._v_hat(state))
+
+    def noise_norm(self, state: State, step_size: float, temperature: float) -> Tensor | None:
+        """``‖2 √T ξ / √ε_t‖`` of each chain ``[chain]``; None at ε = 0."""
+        if step_size == 0:
+            return None
+        norm: Tensor = (4 * temperature / step_size * self.present(state).pow(-2).sum(1)).sqrt()
+        return norm
+
     def _adapt(self, state: State, g: Tensor) -> Tensor:
         state["steps"] += 1
         s, forgotten = state["squares"], self.decay ** state["steps"]
@@ -78,8 +92,12 @@ class Preconditioner:
         window = self.num_adapt - self.num_adapt // 2
         if self.adaptation == "burnin" and state["steps"] > self.num_adapt - window:
             state["mean"].add_(s, alpha=1 / (window * (1 - forgotten)))
-        v_hat = s.add(forgotten).div_(1 - forgotten) if self.from_one else s.clone()
-        return self._damped(v_hat)
+        return self._damped(self._v_hat(state))
+
+    def _v_hat(self, state: State) -> Tensor:
+        s: Tensor = state["squares"]
+        forgotten = self.decay ** state["steps"]
+        return s.add(forgotten).div_(1 - forgotten) if self.from_one else s.clone()
 
     def _damped(self, v_hat: Tensor) -> Tensor:
         return v_hat.sqrt_().add_(self.damping).rsqrt_()

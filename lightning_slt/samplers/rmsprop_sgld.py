@@ -28,7 +28,7 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
-from lightning_slt.samplers.base import Noise, Sampler, State, require
+from lightning_slt.samplers.base import Forces, Noise, Sampler, State, require
 from lightning_slt.samplers.preconditioning import Adaptation, Preconditioner, check_adaptation
 from lightning_slt.types import is_amount
 
@@ -102,6 +102,15 @@ class RMSPropSGLD(Sampler):
         w.addcmul_(force.mul_(root), root, value=-eps / 2)
         w.addcmul_(noise.normals(), root, value=math.sqrt(eps * self.temperature))
         return state
+
+    def noise_norm(self, state: State) -> Tensor | None:
+        """``‖√ε_t ξ / (ε_t/2)‖``; None at ε = 0."""
+        return self.preconditioner.noise_norm(state, self.step_size, self.temperature)
+
+    def heating(self, state: State, forces: Forces) -> Tensor | None:
+        r"""``¼ nβ∇L · ε_t ∇U``; without the bias of the adaptation where that goes on."""
+        step_sizes = self.step_size * self.preconditioner.present(state).square()
+        return (forces.loss * step_sizes * forces.total).sum(1) / 4
 
     def stability(self, precision: float) -> float:
         """NaN: it is ``ε_t P``, and ε_t is known only to be below ``ε/a``, which tells nothing where ``|g| ≫ a``."""

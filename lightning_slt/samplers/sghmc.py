@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
-from lightning_slt.samplers.base import Noise, Sampler, State, require
+from lightning_slt.samplers.base import Forces, Noise, Sampler, State, constant_norm, require
 from lightning_slt.types import is_amount
 
 
@@ -36,6 +37,8 @@ class SGHMC(Sampler):
     >>> SGHMC(step_size=1e-4)
     SGHMC(step_size=0.0001, temperature=1.0, friction=0.1)
     """
+
+    second_look: ClassVar[bool] = True
 
     friction: float = 0.1
 
@@ -58,6 +61,15 @@ class SGHMC(Sampler):
         u.add_(noise.normals(), alpha=math.sqrt(2 * alpha * eta * self.temperature))
         w.add_(u)
         return state
+
+    def noise_norm(self, state: State) -> Tensor | None:
+        """``‖√(2αη) ξ‖ / η``; None at ε = 0."""
+        return constant_norm(state["position"], 4 * self.friction * self.temperature, self.step_size)
+
+    def heating(self, state: State, forces: Forces) -> Tensor | None:
+        r"""``(ε/4) [ s²/α + nβ∇L·∇U/(2 − α) ]``, s² the minibatch noise of all coordinates."""
+        alpha = self.friction
+        return self.step_size / 4 * (forces.noise / alpha + forces.product / (2 - alpha))
 
     def stability(self, precision: float) -> float:
         """``ε P / (2 − α)``."""

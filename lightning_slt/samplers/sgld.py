@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
-from lightning_slt.samplers.base import Noise, Sampler, State
+from lightning_slt.samplers.base import Forces, Noise, Sampler, State, constant_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,14 @@ class SGLD(Sampler):
             return None
         residual = torch.add(end - start, force, alpha=self.step_size / 2)
         return residual.square().sum(1) / (-2 * variance)
+
+    def noise_norm(self, state: State) -> Tensor | None:
+        """``‖√ε ξ‖ / (ε/2)``; None at ε = 0."""
+        return constant_norm(state["position"], 4 * self.temperature, self.step_size)
+
+    def heating(self, state: State, forces: Forces) -> Tensor | None:
+        r"""``(ε/4) nβ∇L · ∇U``."""
+        return self.step_size / 4 * (forces.loss * forces.total).sum(1)
 
     def drift_to_noise(self, force: Tensor) -> Tensor | None:
         r"""``‖(ε/2)∇U‖ / ‖√ε ξ‖`` of a step at each chain ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``."""

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
-from lightning_slt.samplers.base import Noise, Sampler, State, require
+from lightning_slt.samplers.base import Forces, Noise, Sampler, State, constant_norm, require
 from lightning_slt.types import is_amount
 
 
@@ -39,6 +40,8 @@ class SGNHT(Sampler):
     >>> SGNHT(step_size=1e-4)
     SGNHT(step_size=0.0001, temperature=1.0, diffusion=0.1)
     """
+
+    second_look: ClassVar[bool] = True
 
     diffusion: float = 0.1
 
@@ -66,6 +69,18 @@ class SGNHT(Sampler):
         w.add_(u)
         zeta.add_(u.square().mean(1, keepdim=True) - eta * self.temperature)
         return state
+
+    def noise_norm(self, state: State) -> Tensor | None:
+        """``‖√(2Aη) ξ‖ / η``; None at ε = 0."""
+        return constant_norm(state["position"], 4 * self.diffusion * self.temperature, self.step_size)
+
+    def heating(self, state: State, forces: Forces) -> Tensor | None:
+        r"""``(1 − ζ/A) (w − w*)·nβ∇L + (ε/4A) [ s² + nβ∇L·∇U ζ/(2 − ζ) ]``: SGHMC's where ζ = A."""
+        a, zeta = self.diffusion, state["thermostat"][:, 0]
+        virial = (forces.offset * (forces.loss + forces.again)).sum(1) / 2
+        heated = self.step_size / (4 * a) * (forces.noise + forces.product * zeta / (2 - zeta))
+        excess: Tensor = (1 - zeta / a) * virial + heated
+        return excess
 
     def stability(self, precision: float) -> float:
         """``ε P / (2 (1 − √(2A)))``: exact for many directions of one curvature, cautious where only a few are stiff.

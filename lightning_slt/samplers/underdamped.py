@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
-from lightning_slt.samplers.base import Noise, Sampler, State, require
+from lightning_slt.samplers.base import Forces, Noise, Sampler, State, constant_norm, require
 from lightning_slt.types import is_amount
 
 
@@ -38,6 +39,8 @@ class UnderdampedLangevin(Sampler):
     >>> UnderdampedLangevin(step_size=1e-2, friction=2.0)
     UnderdampedLangevin(step_size=0.01, temperature=1.0, friction=2.0)
     """
+
+    second_look: ClassVar[bool] = True
 
     friction: float
 
@@ -61,6 +64,18 @@ class UnderdampedLangevin(Sampler):
         v.add_(noise.normals(), alpha=math.sqrt(-math.expm1(-2 * self.friction * h) * self.temperature))
         w.add_(v, alpha=h / 2)
         return state
+
+    def noise_norm(self, state: State) -> Tensor | None:
+        """``‖√(1 − e^(−2ηh)) ξ‖ / h``; None at h = 0."""
+        h = self.step_size
+        return constant_norm(state["position"], -math.expm1(-2 * self.friction * h) * self.temperature, h**2)
+
+    def heating(self, state: State, forces: Forces) -> Tensor | None:
+        r"""``(h²/4) coth(ηh/2) s²``, s² the minibatch noise of all coordinates; the same to leading order in h²P/4."""
+        if self.step_size == 0:
+            return None
+        h = self.step_size
+        return h**2 / 4 / math.tanh(self.friction * h / 2) * forces.noise
 
     def stability(self, precision: float) -> float:
         """``h² P``."""
