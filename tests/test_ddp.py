@@ -28,6 +28,7 @@ from models import (
 )
 
 import lightning_slt as slt
+from lightning_slt.calibration.sweep import Choice
 from lightning_slt.losses import classification
 from lightning_slt.reading import Reader
 
@@ -218,3 +219,25 @@ def test_scores_of_checkpoints(every: dict[str, Any]) -> None:
     for file, score in scores.items():
         step = torch.load(file, weights_only=True)["global_step"]
         assert float(score) == pytest.approx(means[step], rel=1e-6)
+
+
+def test_a_renewed_run_and_a_search_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes outgrow their settings together, search together, and train as they would without."""
+    monkeypatch.setattr("lightning_slt.reading.OUTGROWN", 1e-9)
+    anyhow = lambda trials: Choice(trial=trials[1], reason="for the test")  # noqa: E731
+    monkeypatch.setattr("lightning_slt.finding.searches.choose", anyhow)
+    without = train("without")
+    renewed = train("renewed", slt.LLCMonitor(every_n_train_steps=2, sampling=THREE))
+    finder = slt.SamplerFinder(at_step=3, nbeta=30.0, sampling=THREE)
+    searched = train("searched", slt.LLCMonitor(every_n_train_steps=2, sampling=THREE), finder)
+    for both in (renewed, searched):
+        own = [{k: v for k, v in rank["metrics"].items() if k.startswith("slt/")} for rank in both]
+        assert own[0] == own[1]
+        for rank in range(2):
+            trained = {k: v for k, v in both[rank]["metrics"].items() if not k.startswith("slt/")}
+            assert differences(without[rank], {**both[rank], "metrics": trained}) == []
+    for folder in ("renewed", "searched"):
+        assert any(r.revises is not None for r in slt.load_records(folder, revised=True))
+    assert (
+        [r.step for r in slt.load_records("renewed")] == [0, 2, 4, 6] == [r.step for r in slt.load_records("searched")]
+    )

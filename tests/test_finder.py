@@ -37,7 +37,8 @@ def fit(tmp_path, *callbacks, steps=60, **options):
     L.seed_everything(1)
     trainer = L.Trainer(
         max_steps=steps, callbacks=list(callbacks), default_root_dir=tmp_path, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu", **{"logger": False, "enable_checkpointing": False, "log_every_n_steps": 1, **options},
+        enable_model_summary=False, accelerator="cpu", log_every_n_steps=1,
+        **{"logger": False, "enable_checkpointing": False, **options},
     )  # fmt: skip
     model = Classifier()
     trainer.fit(model, loader())

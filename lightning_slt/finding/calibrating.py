@@ -10,7 +10,7 @@ from torch import nn
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.data import load_data
 from lightning_slt.finding.result import Calibration, Target
-from lightning_slt.finding.search import Amounts, grid_values, reach_absolute, search
+from lightning_slt.finding.searches import Amounts, grid_values, reach_absolute, search
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
 from lightning_slt.plan import check_settings, prepare, take_snapshot
