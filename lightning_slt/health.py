@@ -28,8 +28,8 @@ class Thresholds:
         drift: Change within the last half, in standard errors (converted from Student's t to normal ones); too large
             is bad. A change below 1 % of the mean never counts.
         rhat: Rank-normalized split R̂; too large is bad.
-        spikes: Largest jump between draws, in median absolute deviations of jumps; too large is bad. Exact independent
-            draws reach 6 for a large LLC and 18 for one of ½ (jumps of a χ² variable): 8 would flag perfect chains.
+        spikes: Largest jump between draws over the mean size of jumps, those left out in which a chain stood still; too
+            large is bad. Exact independent draws reach 5 for a large LLC, 10 for one of ½ and 23 at a normal crossing.
         finite: Number of chains that became infinite or NaN.
         snr: Rise over the jitter of the chain average; too small is bad.
         drift_to_noise: Norm of a step's drift over its noise; above 1 the gradient drives the chain.
@@ -38,12 +38,16 @@ class Thresholds:
             most directions are flat, as in every large network. Above 1 the loss falls away from the anchor.
         step_size: ``ε (nβ λ_max + γ)`` where measured; SGLD is unstable at 4 and visibly biased at 1.
         steps: Share of the steps that the curvature of this anchor asks for, where a cap on them was met.
+        heating: Share of the LLC that the length of the steps and the noise of the minibatches have put there, see
+            :meth:`lightning_slt.samplers.base.Sampler.heating`: exact on a quadratic; a failure says 15 % too high.
+        acceptance: Of a Metropolis correction; too small is bad. It falls with the number of stiff directions at the
+            same error of the value, so that it warns only: ``heating`` is in units of the value.
     """
 
     above_anchor: Bounds = (None, 2.0)
     drift: Bounds = (2.0, 4.0)
     rhat: Bounds = (1.1, 1.3)
-    spikes: Bounds = (20.0, 60.0)
+    spikes: Bounds = (25.0, 40.0)
     finite: Bounds = (None, 0.0)
     snr: Bounds = (3.0, None)
     drift_to_noise: Bounds = (1.0, None)
@@ -51,6 +55,8 @@ class Thresholds:
     prior_bound: Bounds = (1.1, None)
     step_size: Bounds = (0.5, 1.5)
     steps: Bounds = (1.0, 0.1)
+    heating: Bounds = (0.05, 0.13)
+    acceptance: Bounds = (0.8, None)
 
     def __post_init__(self) -> None:
         """Refuse what is no pair of bounds."""
@@ -64,7 +70,7 @@ class Thresholds:
                 )
 
 
-SMALL_IS_BAD = frozenset({"above_anchor", "snr", "steps"})
+SMALL_IS_BAD = frozenset({"above_anchor", "snr", "steps", "acceptance"})
 
 
 def judge(values: Mapping[str, float], dead_chains: Mapping[int, int], thresholds: Thresholds) -> Health:
@@ -146,6 +152,6 @@ def _drift(rise: Tensor) -> float:
 def _spikes(rise: Tensor) -> float:
     if rise.shape[1] < 3:
         return math.nan
-    jumps = rise.diff(dim=1)
-    scale = float((jumps - jumps.median()).abs().median())
-    return _ratio(float(jumps.abs().max()), scale)
+    jumps = rise.diff(dim=1).abs()
+    moves = jumps[jumps != 0]  # a chain that rejects most proposals jumps no farther when it does move
+    return float(moves.max() / moves.mean()) if len(moves) else math.nan

@@ -46,7 +46,7 @@ def test_only_what_is_new_is_told() -> None:
     assert verdicts.take(4, reading("rhat", rhat=2.0)) is None
     told = verdicts.take(6, reading("rhat", "spikes", rhat=2.0, spikes=80.0))
     assert told is not None
-    assert "spikes = 80, limit 60: single draws jump: lower the step_size" in told
+    assert "spikes = 80, limit 40: single draws jump: lower the step_size" in told
     assert verdicts.take(8, reading("spikes", spikes=90.0)) is None
     assert verdicts.take(10, {}) is None
     assert verdicts.summary() == "slt: 6 readings, 4 of them unreliable (rhat 3, spikes 2), 1 of them failed"

@@ -61,12 +61,37 @@ def test_each_fault_of_a_trace_is_named(name):
         ({"step_size": 1.0}, (), ("step_size",)),
         ({"steps": 0.5}, (), ("steps",)),
         ({"rhat": 1.2}, (), ("rhat",)),
+        ({"heating": 0.2}, ("heating",), ()),
+        ({"heating": 0.1}, (), ("heating",)),
+        ({"heating": -0.2}, (), ()),
+        ({"acceptance": 0.5}, (), ("acceptance",)),
+        ({"acceptance": 0.9}, (), ()),
         ({"rhat": math.nan}, (), ("rhat",)),
     ],
 )
 def test_values_beyond_a_threshold(values, failed, warned):
     health = judge(values, {}, slt.Thresholds())
     assert (health.failed, health.warnings) == (failed, warned)
+
+
+def test_chains_that_mostly_stand_still_have_no_spikes():
+    """As Metropolis chains do: more than half of the jumps are zero, and the rest are as usual."""
+    rise = healthy()
+    torch.manual_seed(1)
+    still = torch.rand(CHAINS, DRAWS) < 0.8
+    for draw in range(1, DRAWS):
+        rise[:, draw] = torch.where(still[:, draw], rise[:, draw - 1], rise[:, draw])
+    assert "spikes" not in judge(trace_values(rise), {}, slt.Thresholds()).warnings
+    assert trace_values(rise)["spikes"] < math.inf
+
+
+def test_exact_draws_at_a_crossing_have_no_spikes():
+    """``nβ (uv)⁴`` of independent draws, by rejection from the Gaussian that localization alone gives."""
+    torch.manual_seed(2)
+    position = torch.randn(200_000, 2, dtype=torch.float64)
+    value = 144.8 * position.prod(1) ** 4
+    kept = value[torch.rand(len(value)) < (-value).exp()][: CHAINS * DRAWS].view(CHAINS, DRAWS)
+    assert "spikes" not in judge(trace_values(kept), {}, slt.Thresholds()).failed
 
 
 def test_thresholds_are_the_users():

@@ -21,6 +21,8 @@ ADVICE = {
     "below_anchor": "most draws lie below the anchor's loss: the network still learns; lower nbeta",
     "prior_bound": "the loss falls away from the anchor: lower nbeta, or raise localization",
     "step_size": "the step is too long for this curvature: lower the step_size, or leave sampler= to the monitor",
+    "heating": "the step or the minibatch noise raises the value: lower the step_size, or raise batch_size",
+    "acceptance": "a Metropolis correction would often reject the steps: lower the step_size",
     "steps": "the curvature has grown more than the steps can follow: a larger localization for the whole run",
 }
 """One line for each check of :class:`lightning_slt.health.Thresholds`."""
