@@ -29,7 +29,16 @@ from lightning_slt.estimators.base import Estimator
 from lightning_slt.finding import Calibration, Grids, grid_size, search
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
-from lightning_slt.plan import Reduce, Results, Snapshot, prepare, run_chains, take_snapshot
+from lightning_slt.plan import (
+    Reduce,
+    Results,
+    Snapshot,
+    fetch_probes,
+    passes_of_chains,
+    prepare,
+    run_chains,
+    take_snapshot,
+)
 from lightning_slt.samplers import SGLD, Sampler
 from lightning_slt.sampling import SamplingConfig
 from lightning_slt.seeding import derive_seed
@@ -100,16 +109,16 @@ class Reader:
         self._curvatures: Mapping[str, Curvature] | None = None
         self._measured: Anchor | None = None
         self.sampling = request.sampling
-        self._bystanders = (request.loss_fn, source_parts(source)[1])
+        collates = [source_parts(probe.data)[1] for e in request.estimators for probe in e.probes]
+        losses = [probe.loss_fn for e in request.estimators for probe in e.probes]
+        self._bystanders = (request.loss_fn, source_parts(source)[1], *collates, *losses)
         first = self.set_aside(step=0, global_step=0, epoch=0)
         with self.isolated():
             device, dtype = first.module_loss.device, first.module_loss.dtype
             move = to_device or (lambda batch: batch)
-            self.data: SamplingData = load_data(
-                source,
-                to_device=lambda batch: cast_batch(move(batch), device=device, dtype=dtype),
-                seed=self.sampling.seed,
-            )
+            cast = lambda batch: cast_batch(move(batch), device=device, dtype=dtype)  # noqa: E731
+            self.data: SamplingData = load_data(source, to_device=cast, seed=self.sampling.seed)
+            self.probes = fetch_probes(request.estimators, to_device=cast, seed=self.sampling.seed)
             gamma = request.localization if request.localization is not None else 1.0
             self.sampling = prepare(self._snapshot(first), self.sampling, localization=gamma)
 
@@ -176,7 +185,7 @@ class Reader:
     def chain_steps(self, settings: Settings, chains: Sequence[int] | None) -> int:
         """How many chain-steps a reading makes, for its progress bar."""
         count = settings.sampling.num_chains if chains is None else len(chains)
-        return count * settings.num_steps * len(self.components)
+        return count * settings.num_steps * len(self.components) * passes_of_chains(self.request.estimators)
 
     def settings_at(self, anchor: Anchor) -> Settings:
         """Settings of the run at this anchor's curvature, the step size made safe where it was ours to choose."""
@@ -249,4 +258,4 @@ class Reader:
             )
 
     def _snapshot(self, anchor: Anchor) -> Snapshot:
-        return take_snapshot(anchor.module_loss, self.data, self.components, self.sampling)
+        return take_snapshot(anchor.module_loss, self.data, self.components, self.sampling, self.probes)

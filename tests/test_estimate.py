@@ -6,12 +6,16 @@ import math
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
+import oracles
 import pytest
 import torch
 from models import Classifier, blobs, few_draws, loader_of, trainer_for
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import lightning_slt as slt
+from lightning_slt.estimators import Estimator
+from lightning_slt.reading import Reader, Request
 from lightning_slt.reporting.tables import describe_settings
 
 FEW = slt.SamplingConfig(num_chains=3, num_draws=6, num_burnin=5, thinning=2, batch_size=8)
@@ -121,3 +125,92 @@ def test_live_readings_carry_their_settings(elsewhere: Any, monkeypatch: pytest.
         estimated = reading.estimates["full"]["llc"]
         assert estimated.settings.step_size == reading.settings["sampler.step_size"]
         assert estimated.settings.resolution == reading.settings["resolution"]
+
+
+def quadratic_run(**changes: Any) -> tuple[Any, int]:
+    """An LLC of a quadratic, and how many chain-steps it took."""
+    module, steps = oracles.Quadratic([0.5, 2.0, 8.0], dtype=torch.float64), []
+    llc = slt.estimate(
+        module,
+        TensorDataset(torch.zeros(4, 3, dtype=torch.float64)),
+        [slt.LLC(**changes)],
+        loss_fn=oracles.quadratic_loss,
+        sampler=slt.SGLD(step_size=CONTROL["step_size"]),
+        nbeta=CONTROL["nbeta"],
+        localization=CONTROL["localization"],
+        sampling=slt.SamplingConfig(num_chains=16, num_draws=300, num_burnin=100, thinning=2, batch_size=4),
+        on_step=steps.append,
+    )["llc"]
+    return llc, sum(steps)
+
+
+CONTROL = {"step_size": 0.004, "nbeta": 20.0, "localization": 40.0}
+
+
+def test_the_control_run_has_the_law_of_the_localization_alone() -> None:
+    """``½ nβ Σ h/γ``, times SGLD's factor of γ; the estimate itself keeps its bits, and the steps are counted."""
+    plain, once = quadratic_run()
+    llc, twice = quadratic_run(control=True)
+    eps, nbeta, gamma = CONTROL.values()
+    expected = nbeta * (0.5 + 2.0 + 8.0) / 2 * float(oracles.sgld_variance(torch.tensor(gamma), eps))
+    values = llc.health.values
+    assert abs(values["control"] - expected) < 4 * values["control_stderr"]
+    assert (llc.mean, llc.stderr) == (plain.mean, plain.stderr)
+    assert {**plain.health.values, **values} == values
+    assert "control" not in plain.health.values
+    assert twice == 2 * once
+
+
+def test_one_control_run_serves_all_that_ask() -> None:
+    """Estimators that do not ask are left alone."""
+    calls: list[int] = []
+    results = slt.estimate(
+        oracles.Quadratic([1.0, 2.0]),
+        TensorDataset(torch.zeros(4, 2)),
+        [slt.LLC(control=True), slt.LLC(name="other", control=True), slt.LLC(name="plain")],
+        loss_fn=oracles.quadratic_loss,
+        sampler=slt.SGLD(step_size=0.01),
+        nbeta=10.0,
+        localization=5.0,
+        sampling=slt.SamplingConfig(num_chains=2, num_draws=5, num_burnin=5, batch_size=4),
+        on_step=calls.append,
+    )
+    assert len(calls) == 2 * 10
+    assert results["llc"].health.values["control"] == results["other"].health.values["control"]
+    assert "control" not in results["plain"].health.values
+    assert all(r.settings is not None for r in results.values())
+
+
+def test_an_estimator_that_asks_for_a_control_says_what_to_do_with_it() -> None:
+    class Thoughtless(Estimator):
+        name, control = "thoughtless", True
+
+        def start(self, run: Any) -> Any:
+            return slt.LLC().start(run)
+
+    with pytest.raises(NotImplementedError, match="Thoughtless asks for a control run and has no controlled"):
+        slt.estimate(net(), blobs(40), [Thoughtless()], loss_fn=slt.losses.classification, **GIVEN)
+
+
+def test_health_tells_all_that_it_measured() -> None:
+    values = quadratic_run()[0].health.values
+    eps, nbeta, gamma = CONTROL.values()
+    assert values["curvature"] == pytest.approx(8.0, rel=0.05)
+    assert values["step_size"] == pytest.approx(eps * (nbeta * values["curvature"] + gamma))
+    assert values["resolution"] == gamma / nbeta
+    assert values["noise_norm"] == pytest.approx(2 * math.sqrt(3 / eps))
+    assert values["localization_norm"] == pytest.approx(gamma * values["distance"])
+    assert values["autocorrelation_time"] > 1
+    assert 0 < values["heating"] < 0.2
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_a_readings_steps_are_known_beforehand(control: bool) -> None:
+    request = Request(
+        estimators=(slt.LLC(control=control),), components="layers", loss_fn=slt.losses.classification, **GIVEN
+    )
+    reader, steps = Reader(request, net(), blobs(40)), []
+    anchor = reader.set_aside(step=0, global_step=0, epoch=0)
+    settings = reader.settings_at(anchor)
+    reader.read(anchor, settings, on_step=steps.append)
+    assert sum(steps) == reader.chain_steps(settings, None) == 2 * 3 * 17 * (1 + control)

@@ -242,3 +242,17 @@ def test_bars_after_a_failed_reading(bar: Any, capsys: pytest.CaptureFixture[str
     with pytest.warns(UserWarning, match="no loss today"):
         fit(few_draws(), bar(), module=FailsFrom(4, 4), enable_progress_bar=True)
     assert len(bar_instances()) == before
+
+
+def test_diagnostics_send_all_of_health_to_the_loggers(elsewhere: Path) -> None:
+    few = slt.SamplingConfig(num_chains=2, num_draws=5, num_burnin=2, batch_size=8)
+    monitor = slt.LLCMonitor(
+        diagnostics=True, control=True, every_n_train_steps=4, sampling=few, loss_fn=classification
+    )
+    trainer = fit(monitor)
+    for step, row in ((s, r) for s, r in trainer.logger.rows if "slt/full/llc/mean" in r):
+        [values] = [r.estimates["full"]["llc"].health.values for r in slt.load_records(elsewhere) if r.step == step]
+        told = {k.removeprefix("slt/full/llc/health/"): v for k, v in row.items() if "/health/" in k}
+        assert told == pytest.approx(dict(values), nan_ok=True)
+        assert {"control", "curvature", "gradient_norm", "acceptance", "autocorrelation_time"} <= told.keys()
+    assert "slt/full/llc/health/control" in trainer.callback_metrics
