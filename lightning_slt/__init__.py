@@ -11,6 +11,7 @@ from lightning_slt.health import Thresholds
 from lightning_slt.plan import FailedReadingError, estimate
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.preflight import PreflightError
+from lightning_slt.probes import Probe
 from lightning_slt.published import Preset, presets
 from lightning_slt.records import Reading, load_anchor, load_records
 from lightning_slt.samplers import HMC, MALA, SGHMC, SGLD, SGNHT, AdamSGLD, RMSPropSGLD, Sampler, UnderdampedLangevin
@@ -38,6 +39,7 @@ __all__ = [
     "LogSteps",
     "PreflightError",
     "Preset",
+    "Probe",
     "RMSPropSGLD",
     "Reading",
     "SLTMonitor",

@@ -112,3 +112,11 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
     return type(a) is type(b) and isinstance(a, int | float | str | bool | type(None)) and a == b
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Losses ``[chain, sample, …]`` of several batches as one; shorter sequences are filled up with zeros."""
+    if parts[0].ndim < 3:
+        return torch.cat(list(parts), 1)
+    width = max(part.shape[2] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[2])) for part in parts], 1)

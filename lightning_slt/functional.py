@@ -7,6 +7,7 @@ from a LightningModule's ``training_step``. Sampling needs the batch mean only; 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -127,6 +128,12 @@ class ModuleLoss:
             raise TypeError(f"the loss must be a tensor, got {_no_loss(losses)}; {HOW_TO_WRITE_A_LOSS}")
         return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
 
+    def with_loss(self, loss_fn: LossFn) -> ModuleLoss:
+        """The same weights and buffers with another loss."""
+        other = copy.copy(self)
+        other.loss_fn = loss_fn
+        return other
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -231,7 +238,7 @@ def per_sample_losses(loss: Callable[[Params, Batch], Tensor], weights: Params, 
         if together.shape[0] != count:
             raise TypeError(f"the loss has shape {tuple(together.shape)} for {count} samples; {HOW_TO_WRITE_A_LOSS}")
         return together
-    alone = _one_by_one(loss, weights, batch, count)
+    alone = one_by_one(loss, weights, batch)
     tolerance = 1e-4 * alone.abs().mean() + 1e-6
     if not bool((alone.mean() - together).abs() <= tolerance):
         raise TypeError(
@@ -241,7 +248,9 @@ def per_sample_losses(loss: Callable[[Params, Batch], Tensor], weights: Params, 
     return alone
 
 
-def _one_by_one(loss: Callable[[Params, Batch], Tensor], weights: Params, batch: Batch, count: int) -> Tensor:
+def one_by_one(loss: Callable[[Params, Batch], Tensor], weights: Params, batch: Batch) -> Tensor:
+    """Mean loss of every sample alone ``[sample]``, under ``torch.vmap`` or, where that is refused, in a loop."""
+    count = batch_length(batch)
     leaves, spec = pytree.tree_flatten(batch)
     sliced = [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in leaves]
     dims = tuple(0 if s else None for s in sliced)

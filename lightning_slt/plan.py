@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,22 +14,27 @@ from torch import nn
 from lightning_slt.batches import ChainBatch
 from lightning_slt.boundary import check_module
 from lightning_slt.calibration import Settings, calibrate_relative
-from lightning_slt.components import Component, resolve_components
+from lightning_slt.components import FULL, Component, resolve_components
 from lightning_slt.data import SamplingData, Streams, load_data
 from lightning_slt.estimators.base import Estimator, Run
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.preflight import anchor_losses, check_response, choose_route, fit_chunk, steady
+from lightning_slt.probes import distinct
+from lightning_slt.probing import FetchedProbe, ReadyProbe, fetch, make_ready
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig, sample
 from lightning_slt.seeding import derive_seed
 from lightning_slt.soundness import check_finite, check_mean, warn_of_bare_output
 from lightning_slt.sources import source_parts
 from lightning_slt.statistics import States
-from lightning_slt.types import Draw, FunctionalLoss, LossFn, is_amount
+from lightning_slt.types import Batch, Draw, FunctionalLoss, LossFn, is_amount
 
 Results = dict[str, Any]
+SPANNING = "all"
+"""In the place of a component's name, for results that span all of them."""
+
 OnFailure = Literal["warn", "raise"]
 Reduce = Callable[[States], None]
 
@@ -47,12 +52,14 @@ class Snapshot:
         module_loss: Holds the copies of the weights.
         data: Samples for the minibatches.
         components: What moves.
+        probes: What is measured at every draw, by name.
     """
 
     loss: FunctionalLoss
     module_loss: ModuleLoss
     data: SamplingData
     components: Mapping[str, Component]
+    probes: Mapping[str, ReadyProbe] = field(default_factory=dict)
 
     def posterior(self, component: Component, *, nbeta: float, localization: float) -> LocalPosterior:
         """The local posterior of one component."""
@@ -70,12 +77,25 @@ class Snapshot:
 
 
 def take_snapshot(
-    module_loss: ModuleLoss, data: SamplingData, components: Mapping[str, Component], config: SamplingConfig
+    module_loss: ModuleLoss,
+    data: SamplingData,
+    components: Mapping[str, Component],
+    config: SamplingConfig,
+    probes: Sequence[FetchedProbe] = (),
 ) -> Snapshot:
     """Copy what a reading needs; call inside ``isolated``."""
     first = data.chain_batch(torch.arange(min(config.batch_size, len(data))))
     loss = steady(module_loss, module_loss.weights, first.of_chain(0), seed=config.seed)
-    return Snapshot(loss=loss, module_loss=module_loss, data=data, components=components)
+    ready = {p.probe.name: make_ready(p, module_loss, loss, seed=config.seed) for p in probes}
+    return Snapshot(loss=loss, module_loss=module_loss, data=data, components=components, probes=ready)
+
+
+def fetch_probes(
+    estimators: Sequence[Estimator], *, to_device: Callable[[Batch], Batch], seed: int
+) -> tuple[FetchedProbe, ...]:
+    """Samples of all probes that estimators ask for, each once; call inside ``isolated``."""
+    asked = distinct([probe for e in estimators for probe in e.probes])
+    return tuple(fetch(probe, to_device=to_device, seed=seed) for probe in asked.values())
 
 
 def run_chains(
@@ -104,31 +124,36 @@ def run_chains(
     for name, component in snapshot.components.items():
         posterior = snapshot.posterior(component, nbeta=settings.nbeta, localization=settings.localization)
         config = fit_chunk(posterior, snapshot.batch(settings.sampling), settings.sampling)
-        run = _describe(posterior, settings, config, samples=len(snapshot.data))
+        run = _describe(posterior, settings, config, snapshot)
         known = anchor_losses(snapshot.loss, snapshot.module_loss.weights, snapshot.data, config)
         draws = partial(
             sample, sampler=settings.sampler, batches=snapshot.data, config=config, anchor_losses=known, chains=chains,
-            on_step=on_step,
+            probes={name: probe.data for name, probe in snapshot.probes.items()}, on_step=on_step,
         )  # fmt: skip
         found = _feed(draws(posterior), estimators, run, reduce)
         if asking := [e for e in estimators if e.control]:
             controls = _feed(draws(replace(posterior, nbeta=0.0)), asking, run, reduce)
             found |= {e.name: e.controlled(found[e.name], controls[e.name]) for e in asking}
         results[name] = {key: replace(value, settings=settings) for key, value in found.items()}
+    for estimator in (e for e in estimators if e.spanning):
+        parts = {name: results[name].pop(estimator.name) for name in snapshot.components}
+        spanning = replace(estimator.combine(parts), settings=settings)
+        results.setdefault(SPANNING, {})[estimator.name] = spanning
     return results
 
 
-def _describe(posterior: LocalPosterior, settings: Settings, config: SamplingConfig, *, samples: int) -> Run:
+def _describe(posterior: LocalPosterior, settings: Settings, config: SamplingConfig, snapshot: Snapshot) -> Run:
     return Run(
         num_chains=config.num_chains,
         num_draws=config.num_draws,
         nbeta=settings.nbeta,
         localization=settings.localization,
         dimension=posterior.dimension,
-        share_batches=config.share_batches and config.batch_size < samples,
+        share_batches=config.share_batches and config.batch_size < len(snapshot.data),
         stability=settings.stability,
         steps=settings.steps,
         curvature=settings.curvature,
+        probes={name: probe.known for name, probe in snapshot.probes.items()},
         device=posterior.anchor_row.device,
     )
 
@@ -144,6 +169,13 @@ def _feed(draws: Iterable[Draw], estimators: Sequence[Estimator], run: Run, redu
         if reduce is not None:
             reduce(accumulator.states)
     return {key: accumulator.compute() for key, accumulator in accumulators.items()}
+
+
+def result_keys(estimators: Sequence[Estimator], components: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Names of the scalars of every result: ``{component: {key: fields}}``."""
+    keys = {component: {e.name: e.fields for e in estimators if not e.spanning} for component in components}
+    spanning = {e.name: e.fields for e in estimators if e.spanning}
+    return {**keys, **({SPANNING: spanning} if spanning else {})}
 
 
 def passes_of_chains(estimators: Sequence[Estimator]) -> int:
@@ -168,6 +200,7 @@ def check_estimators(estimators: Sequence[Estimator]) -> tuple[Estimator, ...]:
     names = [e.name for e in estimators]
     if len(set(names)) != len(names):
         raise ValueError(f"two estimators share a name in {names}; give each its own: LLC(name='other')")
+    distinct([probe for e in estimators for probe in e.probes])
     return tuple(estimators)
 
 
@@ -241,8 +274,10 @@ def estimate(
     with isolated(module, seed=derive_seed(config.seed, "reading"), also=(loss_fn, source_parts(data)[1])):
         module_loss = ModuleLoss(module, loss_fn)
         device, dtype = module_loss.device, module_loss.dtype
-        samples = load_data(data, to_device=lambda b: cast_batch(b, device=device, dtype=dtype), seed=config.seed)
-        snapshot = take_snapshot(module_loss, samples, resolved, config)
+        to_device = partial(cast_batch, device=device, dtype=dtype)
+        samples = load_data(data, to_device=to_device, seed=config.seed)
+        probes = fetch_probes(estimators, to_device=to_device, seed=config.seed)
+        snapshot = take_snapshot(module_loss, samples, resolved, config, probes)
         config = prepare(snapshot, config, localization=localization if localization is not None else 1.0)
         settings = calibrate_relative(
             snapshot.posterior,
@@ -255,7 +290,8 @@ def estimate(
         )
         results = run_chains(snapshot, estimators, settings, on_step=on_step)
     report_failures(results, on_failure)
-    return results[next(iter(results))] if components is None else results
+    spanning = results.pop(SPANNING, {})
+    return {**(results[FULL] if components is None else results), **spanning}
 
 
 def check_settings(

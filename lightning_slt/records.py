@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightning_slt.results import Result, StoredResult
 from lightning_slt.types import Estimate, Health, Params
 
 FOLDER = "slt_records"
@@ -44,7 +45,8 @@ class Reading:
         duration: What it took, in seconds.
         overhead: Reading time over training time so far, this reading included; NaN before 5 % of the fit.
         settings: Sampler, nβ, γ, resolution, counts and what was calibrated.
-        estimates: ``{component: {key: Estimate}}``; empty where the reading failed.
+        estimates: ``{component: {key: estimate}}``, an :class:`lightning_slt.types.Estimate` or, for what has arrays, a
+            :class:`lightning_slt.results.Result`; empty where the reading failed.
         failure: Why it failed, or None.
         revises: Index of the earlier reading of the same weights that this one replaces: the run had outgrown its
             settings; None for a first one.
@@ -60,7 +62,7 @@ class Reading:
     duration: float
     overhead: float
     settings: Mapping[str, Any]
-    estimates: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    estimates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failure: str | None = None
     revises: int | None = None
     anchor: Path | None = None
@@ -104,10 +106,10 @@ class RecordWriter:
         """
         row = _encode(reading)
         traces = {
-            f"{component}/{key}/{trace}": values.clone()  # the file format refuses tensors that share memory
+            f"{component}/{key}/{array}": values.clone()  # the file format refuses tensors that share memory
             for component, estimates in reading.estimates.items()
             for key, estimate in estimates.items()
-            for trace, values in estimate.traces.items()
+            for array, values in _arrays(estimate).items()
         }
         for entry, tensors in (("traces", traces), ("anchor", anchor)):
             if tensors:
@@ -219,7 +221,14 @@ def _encode(reading: Reading) -> dict[str, Any]:
     return encoded
 
 
-def _encode_estimate(estimate: Estimate) -> dict[str, Any]:
+def _arrays(estimate: Estimate | Result) -> Mapping[str, Tensor]:
+    return estimate.arrays() if isinstance(estimate, Result) else estimate.traces
+
+
+def _encode_estimate(estimate: Estimate | Result) -> dict[str, Any]:
+    if isinstance(estimate, Result):
+        kind = estimate.kind if isinstance(estimate, StoredResult) else type(estimate).__name__
+        return {"kind": kind, "numbers": estimate.scalars(), "health": asdict(estimate.health)}
     return {
         "mean": estimate.mean,
         "stderr": estimate.stderr,
@@ -277,18 +286,24 @@ def _inside(folder: Path, relative: str | None) -> Path | None:
     return path if path.exists() else None
 
 
-def _decode_estimate(row: Mapping[str, Any], traces: Mapping[str, Tensor]) -> Estimate:
-    health = row["health"]
+def _decode_estimate(row: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Estimate | Result:
+    if "kind" in row:
+        numbers = {name: _number(value) for name, value in row["numbers"].items()}
+        return StoredResult(health=_decode_health(row["health"]), kind=row["kind"], numbers=numbers, tensors=arrays)
     return Estimate(
         mean=_number(row["mean"]),
         stderr=_number(row["stderr"]),
         per_chain=torch.tensor([_number(v) for v in row["per_chain"]], dtype=torch.float64),
-        health=Health(
-            ok=bool(health["ok"]),
-            failed=tuple(health["failed"]),
-            warnings=tuple(health["warnings"]),
-            values={k: _number(v) for k, v in health["values"].items()},
-            dead_chains={int(k): int(v) for k, v in health["dead_chains"].items()},
-        ),
-        traces=traces,
+        health=_decode_health(row["health"]),
+        traces=arrays,
+    )
+
+
+def _decode_health(row: Mapping[str, Any]) -> Health:
+    return Health(
+        ok=bool(row["ok"]),
+        failed=tuple(row["failed"]),
+        warnings=tuple(row["warnings"]),
+        values={k: _number(v) for k, v in row["values"].items()},
+        dead_chains={int(k): int(v) for k, v in row["dead_chains"].items()},
     )

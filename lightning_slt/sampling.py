@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_slt.batches import ChainBatch
+from lightning_slt.batches import ChainBatch, side_by_side
 from lightning_slt.boundary import make_plain
 from lightning_slt.data import SamplingData, Streams, load_data
 from lightning_slt.motion import acceptance, depart, measure
@@ -239,7 +239,7 @@ class _Chunk:
         return self._fixed_loss
 
     def _probe(self, probe: ProbeData) -> Tensor:
-        return torch.cat([self.passes.losses(batch, probe.loss) for batch in probe.batches], 1)
+        return side_by_side([self.passes.losses(batch, probe.loss) for batch in probe.batches])
 
     def _motion(self, state: State, here: Evaluation, accepted: Tensor | None, second: Tensor | None) -> Motion:
         return measure(self.sampler, state, here, accepted, slice(0, len(self.chains)), again=second)

@@ -6,11 +6,15 @@ chains, so that states of several processes, or of parts of a run, merge by addi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+DOUBLES = 2**28
+"""Bytes up to which traces of probes in float64 are kept as such."""
 
 States = Sequence[Metric]
 """Statistics that processes add up."""
@@ -63,6 +67,44 @@ class Traces(Metric):
     def compute(self) -> Tensor:
         """``[chain, draw]``, float64."""
         return self.values.clone()
+
+
+class ProbeTraces(Metric):
+    """Losses of every sample of a probe at each chain and draw, less those at the anchor, kept whole.
+
+    Args:
+        num_chains: Of the whole run.
+        num_draws: Kept draws.
+        anchor: Losses at the anchor ``[sample]`` or ``[sample, token]``, in nats.
+        device: Where to keep them.
+
+    >>> t = ProbeTraces(2, 3, anchor=torch.tensor([1.0, 2.0]))
+    >>> t.update((0, 1), 2, torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    >>> t.compute()[:, 2]
+    tensor([[0., 0.],
+            [2., 3.]])
+    """
+
+    full_state_update = False
+    values: Tensor
+
+    def __init__(self, num_chains: int, num_draws: int, *, anchor: Tensor, device: torch.device | None = None) -> None:
+        """Allocate the traces: float64 where the losses are and it fits, else float32."""
+        super().__init__(sync_on_compute=False)
+        shape = (num_chains, num_draws, *anchor.shape)
+        dtype = torch.float64 if 8 * math.prod(shape) <= DOUBLES and anchor.dtype == torch.float64 else torch.float32
+        self.add_state("values", torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+        self.anchor = anchor.detach()
+        self.to(device or torch.device("cpu"))
+
+    def update(self, chains: Sequence[int], index: int, losses: Tensor) -> None:
+        """Write one draw of some chains; ``losses`` are ``[chain, sample]`` or ``[chain, sample, token]``."""
+        rise = losses.double() - self.anchor.double() if losses.dtype == torch.float64 else losses - self.anchor
+        self.values[list(chains), index] = rise.to(self.values)
+
+    def compute(self) -> Tensor:
+        """``[chain, draw, sample]`` or ``[chain, draw, sample, token]``, in nats."""
+        return self.values
 
 
 class Moments(Metric):

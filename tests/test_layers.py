@@ -13,13 +13,13 @@ ROOT = Path(lightning_slt.__file__).parent
 
 LAYERS = [
     {"types", "version", "seeding", "memory", "boundary"},
-    {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics", "records"}
-    | {"theory", "batching", "batches", "tracing"},
-    {"data", "health", "samplers"},
+    {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
+    | {"theory", "batching", "batches", "tracing", "probes", "results"},
+    {"data", "health", "samplers", "records"},
     {"passes", "estimators", "motion"},
     {"sampling"},
     {"preflight", "published", "chains"},
-    {"calibration", "soundness"},
+    {"calibration", "soundness", "probing"},
     {"plan", "reporting"},
     {"finding"},
     {"reading"},

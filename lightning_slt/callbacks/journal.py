@@ -18,7 +18,7 @@ from lightning_slt.data import SamplingData
 from lightning_slt.plan import Results
 from lightning_slt.reading import Anchor
 from lightning_slt.records import Reading, RecordWriter
-from lightning_slt.reporting.scalars import missing, scalars
+from lightning_slt.reporting.scalars import Keys, missing, scalars
 from lightning_slt.reporting.tables import describe_settings, settings_table
 from lightning_slt.reporting.tensorboard import write_text
 
@@ -29,7 +29,7 @@ class Journal:
     Args:
         trainer: The Trainer.
         name: The monitor's.
-        keys: Names of the estimates of each component.
+        keys: Names of the scalars of every estimate.
         data: What is sampled from.
         log_dir: Where records go; None for nowhere.
         snapshots: Whether anchors are saved with them.
@@ -44,7 +44,7 @@ class Journal:
         trainer: pl.Trainer,
         name: str,
         *,
-        keys: Mapping[str, list[str]],
+        keys: Keys,
         data: SamplingData,
         log_dir: str | None,
         snapshots: bool,
@@ -139,7 +139,7 @@ class Journal:
                 self.last[tag] = value
         shown = {tag: torch.tensor(self.last[tag]) for tag in values}
         self.trainer.callback_metrics.update(shown)
-        for key in self.keys.get(FULL, ()):
+        for key in (k for k, fields in self.keys.get(FULL, {}).items() if "mean" in fields):
             label = key.upper() if self.name == "slt" else f"{self.name} {key.upper()}"
             self.trainer.progress_bar_metrics[label] = self.last[f"{self.name}/{FULL}/{key}/mean"]
 

@@ -24,7 +24,7 @@ from lightning_slt.callbacks.watchers import Watchers, check_watched
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.estimators.base import Estimator
 from lightning_slt.functional import derive_loss
-from lightning_slt.plan import OnFailure, check_estimators, check_on_failure
+from lightning_slt.plan import OnFailure, check_estimators, check_on_failure, result_keys
 from lightning_slt.reading import Request
 from lightning_slt.reporting.scalars import missing
 from lightning_slt.reporting.tensorboard import write_layout
@@ -283,8 +283,7 @@ class SLTMonitor(Callback):
 
     def _tags(self, module: pl.LightningModule) -> list[str]:
         """Everything that is logged, also where a reading failed."""
-        names = [e.name for e in self.estimators]
-        keys = {component: names for component in resolve_components(module, self.components)}
+        keys = result_keys(self.estimators, resolve_components(module, self.components))
         return [*missing(self.name, keys), f"{self.name}/overhead"]
 
     def _release(self) -> None:

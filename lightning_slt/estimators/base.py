@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torchmetrics import Metric
 
+from lightning_slt.probes import Probe, ProbeAtAnchor
 from lightning_slt.types import Draw
+
+SCALAR_FIELDS = ("mean", "stderr", "lower", "upper", "rhat")
+"""What is logged of a scalar :class:`lightning_slt.types.Estimate`, beside ``ok``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,7 @@ class Run:
         stability: ``ε (nβ λ_max + γ)`` where it was measured, else NaN.
         steps: Share of the steps that the curvature asks for.
         curvature: λ_max at the anchor where it was measured, else NaN.
+        probes: What is known of each probe, by name.
         device: Where the draws are.
     """
 
@@ -39,6 +44,7 @@ class Run:
     stability: float = float("nan")
     steps: float = 1.0
     curvature: float = float("nan")
+    probes: Mapping[str, ProbeAtAnchor] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -66,10 +72,23 @@ class Estimator(ABC):
         name: Key of the result.
         control: Whether the chains shall run once more at nβ = 0, for :meth:`controlled`. One such run serves all
             estimators that ask.
+        fields: Names of the scalars that its result has, beside ``ok``.
+        spanning: Whether its result spans components, and is made by :meth:`combine` of what each of them gives.
     """
 
     name: str
     control: bool = False
+    fields: ClassVar[tuple[str, ...]] = SCALAR_FIELDS
+    spanning: ClassVar[bool] = False
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The probes whose losses it needs at every draw."""
+        return ()
+
+    def combine(self, parts: Mapping[str, Any]) -> Any:
+        """The result of an estimator that spans components, from its results ``{component: result}``."""
+        raise NotImplementedError(f"{type(self).__name__} spans components and has no combine()")
 
     @abstractmethod
     def start(self, run: Run) -> Accumulator:

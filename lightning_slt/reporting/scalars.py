@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from lightning_slt.estimators.base import SCALAR_FIELDS
 from lightning_slt.types import Estimate
 
-FIELDS = ("mean", "stderr", "lower", "upper", "rhat", "ok")
+FIELDS = (*SCALAR_FIELDS, "ok")
 LEVEL = 0.9
 """Coverage of the band from ``lower`` to ``upper``."""
 
-_NOTHING = {**dict.fromkeys(FIELDS, math.nan), "ok": 0.0}
+
+Keys = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Names of the scalars of every estimate, beside ``ok``: ``{component: {key: fields}}``."""
 
 
 def scalars(
@@ -32,10 +35,22 @@ def scalars(
     for component, estimates in results.items():
         for key, estimate in estimates.items():
             tag = f"{component}/{key}"
-            fields = {**_NOTHING, "rhat": estimate_fields(estimate)["rhat"]} if tag in worthless else None
-            for field, value in {**(fields or estimate_fields(estimate)), **_diagnostics(estimate)}.items():
+            fields = _fields(estimate)
+            if tag in worthless:
+                fields = {**_nothing(fields), "rhat": fields.get("rhat", math.nan)}
+            for field, value in {**fields, **_diagnostics(estimate)}.items():
                 tagged[f"{name}/{tag}/{field}"] = value
     return tagged
+
+
+def _fields(estimate: Any) -> dict[str, float]:
+    if isinstance(estimate, Estimate):
+        return estimate_fields(estimate)
+    return {**estimate.scalars(), "ok": float(estimate.health.ok)}
+
+
+def _nothing(fields: Iterable[str]) -> dict[str, float]:
+    return {**dict.fromkeys(fields, math.nan), "ok": 0.0}
 
 
 def _diagnostics(estimate: Any) -> dict[str, float]:
@@ -58,11 +73,11 @@ def estimate_fields(estimate: Estimate) -> dict[str, float]:
     return dict(zip(FIELDS, values, strict=True))
 
 
-def missing(name: str, keys: Mapping[str, list[str]]) -> dict[str, float]:
+def missing(name: str, keys: Keys) -> dict[str, float]:
     """The same tags for a reading that failed: NaN, and not ok."""
     return {
         f"{name}/{component}/{key}/{field}": value
-        for component, names in keys.items()
-        for key in names
-        for field, value in _NOTHING.items()
+        for component, estimates in keys.items()
+        for key, fields in estimates.items()
+        for field, value in _nothing(fields).items()
     }

@@ -9,19 +9,21 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from lightning_slt.reporting.scalars import Keys
 
-def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+
+def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Keys]) -> None:
     """Write the custom-scalars layout of all monitors; TensorBoard keeps one layout a run.
 
     Args:
         loggers: The Trainer's.
-        monitors: ``{monitor: {component: [keys]}}``.
+        monitors: ``{monitor: {component: {key: fields}}}``.
     """
     layout: dict[str, dict[str, list[Any]]] = {}
     for name, components in monitors.items():
         charts: dict[str, list[Any]] = {}
         for component, keys in components.items():
-            for key in keys:
+            for key in (k for k, fields in keys.items() if "lower" in fields):
                 tag = f"{name}/{component}/{key}"
                 charts[f"{key} of {component}, 90 % interval"] = [
                     "Margin",

@@ -102,13 +102,14 @@ class AdamSGLD(Sampler):
         return self.preconditioner.noise_norm(state, self.step_size, self.temperature)
 
     def heating(self, state: State, forces: Forces) -> Tensor | None:
-        r"""``(1 + b₁)/(4 (1 − b₁)) nβm̂ · ε_t [nβm̂ + γ(w − w*)]``; without the bias of an adaptation that goes on."""
+        r"""``nβm̂ · ε_t { ¼ [nβm̂ + γ(w − w*)] + ½ b₁/(1 − b₁) nβm̂ }``; not the bias of an adaptation that goes on."""
         b1 = self.betas[0]
         average = forces.nbeta * b1 * state["momentum"] + (1 - b1) * forces.loss
         average = average / (1 - b1 * state["weight"])
         step_sizes = self.step_size * self.preconditioner.present(state).square()
-        product: Tensor = (average * step_sizes * (average + forces.localization)).sum(1)
-        return (1 + b1) / (4 * (1 - b1)) * product
+        lag = b1 / (1 - b1) / 2 * average
+        heating: Tensor = (average * step_sizes * ((average + forces.localization) / 4 + lag)).sum(1)
+        return heating
 
     def stability(self, precision: float) -> float:
         """NaN: it is ``ε_t P``, and ε_t is known only to be below ``ε/a``, which tells nothing where ``|g| ≫ a``."""

@@ -19,37 +19,6 @@ FULL = "full"
 """Name of the component of all parameters that require gradients."""
 
 
-@dataclass(frozen=True)
-class Component:
-    r"""A set of weights that moves.
-
-    Args:
-        parameters: Names of the parameters, as in ``module.named_parameters()``.
-        masks: For a parameter that belongs only in part: a boolean tensor of its shape, true where it moves.
-
-    Raises:
-        ValueError: If no parameter is named, or a mask belongs to none of them.
-        TypeError: If a mask is not boolean.
-
-    >>> Component(("0.weight", "0.bias")).parameters
-    ('0.weight', '0.bias')
-    """
-
-    parameters: tuple[str, ...]
-    masks: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check the names against the masks."""
-        object.__setattr__(self, "parameters", tuple(self.parameters))
-        if not self.parameters:
-            raise ValueError("a Component needs at least one parameter name; write Component(('layer.weight',))")
-        for name, mask in self.masks.items():
-            if name not in self.parameters:
-                raise ValueError(f"mask for {name!r}, which is not among the component's parameters {self.parameters}")
-            if mask.dtype != torch.bool:
-                raise TypeError(f"mask of {name!r} must be a boolean tensor, got {mask.dtype}; write mask.bool()")
-
-
 def resolve_components(
     module: nn.Module, components: str | Mapping[str, Component] | Component | None
 ) -> dict[str, Component]:
