@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAWS, TWINS, LIMITS = "test_samplers_laws.py", "test_samplers_twins.py", "test_samplers_limits.py"
+CHAINS, SWEEP, ABSOLUTE = "test_chains.py", "test_sweep.py", "test_absolute.py"
+RENEWAL, FINDER, PROBES = "test_renewal.py", "test_finder.py", "test_probes.py"
 BUDGET, WATCHERS, ADVICE = "test_budget.py", "test_watchers.py", "test_advice.py"
 
 MUTANTS = [
@@ -164,7 +166,7 @@ MUTANTS = [
     ("divergence for a number", "reporting/advice.py", "stability >= DIVERGES", "False", ADVICE),
     (
         "a diverged reading in the logs",
-        "callbacks/live.py",
+        "callbacks/journal.py",
         "scalars(self.name, results, worthless=bad)",
         "scalars(self.name, results)",
         ADVICE,
@@ -197,7 +199,7 @@ MUTANTS = [
         "None",
         "test_resume.py",
     ),
-    ("NaN in callback_metrics", "callbacks/live.py", "if math.isfinite(value) or", "if True or", "test_logging.py"),
+    ("NaN in callback_metrics", "callbacks/journal.py", "if math.isfinite(value) or", "if True or", "test_logging.py"),
     (
         "superseded readings kept",
         "records.py",
@@ -242,8 +244,137 @@ MUTANTS = [
         "False",
         "test_tracing.py",
     ),
-    ("a recording never compared", "passes.py", "if recording.checks < CHECKS:", "if False:", "test_tracing.py"),
+    ("a recording never compared", "passes.py", "if recording.checks == self._checks:", "if True:", "test_tracing.py"),
     ("any batch replayed alike", "batches.py", "if self is other:", "if True:", "test_tracing.py"),
+    (
+        "chains of one setting move another's",
+        "chains.py",
+        "self._here[i], self._noise[i]",
+        "self._here[0], self._noise[i]",
+        CHAINS,
+    ),
+    (
+        "another gradient for each setting",
+        "posterior.py",
+        "own = slice(low - first, high - first)",
+        "own = slice(0, high - low)",
+        CHAINS,
+    ),
+    (
+        "minibatches repeat chain by chain",
+        "batches.py",
+        "leaf.repeat(times, *([1] * (leaf.ndim - 1)))",
+        "leaf.repeat_interleave(times, 0)",
+        CHAINS,
+    ),
+    (
+        "a sweep keeps its burn-in",
+        "calibration/sweep.py",
+        "    burnin = kept + max(",
+        "    burnin = 0 * kept + max(",
+        SWEEP,
+    ),
+    ("refused trials are candidates", "calibration/sweep.py", "if not trial.refused and (", "if (", SWEEP),
+    (
+        "the shortest step is chosen",
+        "calibration/sweep.py",
+        "zip(reversed([None, *group[:-1]]), reversed(group), strict=True)",
+        "zip([None, *group[:-1]], group, strict=True)",
+        SWEEP,
+    ),
+    (
+        "the coarsest resolution is chosen",
+        "calibration/sweep.py",
+        "finest = max(t.condition for t in best)",
+        "finest = min(t.condition for t in best)",
+        SWEEP,
+    ),
+    ("no plateau of nβ", "calibration/sweep.py", "min(steady or finalists", "min(finalists", SWEEP),
+    ("acceptance does not refuse", "calibration/sweep.py", "ACCEPTED = 0.8", "ACCEPTED = 0.0", SWEEP),
+    (
+        "minibatch noise without nβ",
+        "calibration/walk.py",
+        "scatter = self.posterior.nbeta * torch",
+        "scatter = torch",
+        ABSOLUTE,
+    ),
+    ("noise around no mean", "calibration/walk.py", "ensemble.gradient().rows - mean", "ensemble.gradient().rows", ABSOLUTE),
+    (
+        "the pilot never goes back",
+        "calibration/walk.py",
+        "if not step_size * curvature < UNSAFE:",
+        "if False:",
+        ABSOLUTE,
+    ),
+    ("minibatches stay small", "calibration/absolute.py", "if noise <= allowed:", "if True:", ABSOLUTE),
+    ("friction without noise", "calibration/absolute.py", ", h * noise / (2 * HEAT))", ", 0.0)", ABSOLUTE),
+    ("windows keep their burn-in", "calibration/absolute.py", "rises[..., window // 2 :]", "rises", ABSOLUTE),
+    ("the doubled step is not looked at", "calibration/absolute.py", '"doubled": 0.1,', '"doubled": 1e9,', ABSOLUTE),
+    (
+        "curvature at the anchor alone",
+        "calibration/walk.py",
+        "seen.append(curvature)",
+        "seen.append(seen[0] if seen else curvature)",
+        ABSOLUTE,
+    ),
+    (
+        "a spike renews a run",
+        "callbacks/live.py",
+        "if outgrown and may_wait and self.history.held is None:",
+        "if False:",
+        RENEWAL,
+    ),
+    (
+        "what is held back is lost",
+        "callbacks/live.py",
+        "        if held is not None:\n            self._read(held, on_credit=True)",
+        "",
+        RENEWAL,
+    ),
+    ("earlier readings stay", "callbacks/live.py", "for kept in readings:", "for kept in readings[:0]:", RENEWAL),
+    (
+        "replaced readings are loaded",
+        "records.py",
+        "return readings if revised else",
+        "return readings if True else",
+        RENEWAL,
+    ),
+    (
+        "anchors are kept for ever",
+        "callbacks/history.py",
+        "self.settled = len(self.readings) + self.lost >= MOST_KEPT",
+        "self.settled = False",
+        RENEWAL,
+    ),
+    (
+        "a flat anchor runs away",
+        "calibration/curvature.py",
+        "width ** (2 / 3) * value ** (1 / 3)",
+        "value",
+        "test_calibration.py",
+    ),
+    (
+        "a finder sets what was given",
+        "callbacks/monitor.py",
+        "and self.localization is None:\n            self._live.adopt",
+        ":\n            self._live.adopt",
+        FINDER,
+    ),
+    ("a finder looks again", "callbacks/finder.py", 'self._done = bool(state_dict["done"])', "pass", FINDER),
+    (
+        "probes in train mode order",
+        "probing.py",
+        ".sort().values",
+        ".values if False else torch.randperm(len(dataset))[: probe.num_samples]",
+        PROBES,
+    ),
+    (
+        "probes drop their last batch",
+        "sampling.py",
+        "for batch in probe.batches])",
+        "for batch in probe.batches[:1]])",
+        PROBES,
+    ),
 ]
 
 
