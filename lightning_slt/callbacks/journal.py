@@ -18,6 +18,7 @@ from lightning_slt.data import SamplingData
 from lightning_slt.plan import Results
 from lightning_slt.reading import Anchor
 from lightning_slt.records import Reading, RecordWriter
+from lightning_slt.reporting.pictures import write_pictures
 from lightning_slt.reporting.scalars import Keys, missing, scalars
 from lightning_slt.reporting.tables import describe_settings, settings_table
 from lightning_slt.reporting.tensorboard import write_text
@@ -93,6 +94,7 @@ class Journal:
         values[f"{self.name}/overhead"] = overhead
         for logger in self.trainer.loggers:
             logger.log_metrics(values, anchor.step)
+        write_pictures(self.trainer.loggers, self.name, results, anchor.step, worthless=bad)
         self._to_callback_metrics(values)
         described = {} if settings is None else self._describe(settings)
         constants = {key: described.get(key) for key in ("sampler", "nbeta", "localization", "num_chains", "num_draws")}

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import Tensor
 
 from lightning_slt.reporting.scalars import Keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """A map of samples for TensorBoard's projector.
+
+    Attributes:
+        points: ``[sample, coordinate]``.
+        labels: One row of texts a sample under ``header``.
+        header: What the texts are.
+        sprites: A small picture of every sample ``[sample, channel, height, width]`` in 0 to 1, or None.
+    """
+
+    points: Tensor = field(repr=False)
+    labels: Sequence[Sequence[str]] = field(repr=False)
+    header: Sequence[str]
+    sprites: Tensor | None = field(default=None, repr=False)
 
 
 def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Keys]) -> None:
@@ -56,3 +75,17 @@ def write_figure(loggers: Sequence[Logger], tag: str, draw: Callable[[], Any], s
         figure = draw()
         for logger in able:
             logger.experiment.add_figure(tag, figure, step)
+
+
+def write_embedding(loggers: Sequence[Logger], tag: str, embedding: Embedding, step: int) -> None:
+    """Log a map of samples where a logger has a projector."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_embedding(
+                embedding.points.float().cpu(),
+                metadata=[list(row) for row in embedding.labels],
+                metadata_header=list(embedding.header),
+                label_img=embedding.sprites,
+                global_step=step,
+                tag=tag,
+            )

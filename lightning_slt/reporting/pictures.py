@@ -1,0 +1,51 @@
+"""What results show beside their numbers: pictures, and maps in TensorBoard's projector.
+
+A kind of result gets its pictures by one line in :data:`DRAWN`; estimators know nothing of drawing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from lightning_slt.reporting.tensorboard import Embedding, write_embedding, write_figure
+
+Picture = Callable[[], Any] | Embedding
+"""Something that draws a matplotlib figure, only where it will be seen, or a map of samples."""
+
+DRAWN: dict[type, Callable[[Any], Mapping[str, Picture]]] = {}
+"""``{kind of result: function of it that gives {name: picture}}``."""
+
+
+def pictures(result: Any) -> Mapping[str, Picture]:
+    """Pictures of a result by name; none for kinds that have none."""
+    return next((drawn(result) for kind, drawn in DRAWN.items() if isinstance(result, kind)), {})
+
+
+def write_pictures(
+    loggers: Sequence[Logger],
+    name: str,
+    results: Mapping[str, Mapping[str, Any]],
+    step: int,
+    *,
+    worthless: Collection[str] = (),
+) -> None:
+    """Log the pictures of one reading as ``<name>/<component>/<key>/<picture>``.
+
+    Args:
+        loggers: The Trainer's.
+        name: The monitor's.
+        results: ``{component: {key: result}}``.
+        step: The x axis.
+        worthless: Those of them, as ``<component>/<key>``, that are not to be shown.
+    """
+    shown = [(f"{c}/{key}", r) for c, by_key in results.items() for key, r in by_key.items()]
+    for where, result in shown:
+        for title, picture in () if where in worthless else pictures(result).items():
+            tag = f"{name}/{where}/{title}"
+            if isinstance(picture, Embedding):
+                write_embedding(loggers, tag, picture, step)
+            else:
+                write_figure(loggers, tag, picture, step)
