@@ -15,7 +15,7 @@ LAYERS = [
     {"types", "version", "seeding", "memory", "boundary"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
     | {"theory", "batching", "batches", "tracing", "probes", "results"},
-    {"data", "health", "samplers", "records"},
+    {"data", "health", "samplers", "records", "covariances"},
     {"passes", "estimators", "motion"},
     {"sampling"},
     {"preflight", "published", "chains"},
