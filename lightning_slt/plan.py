@@ -149,6 +149,7 @@ def _describe(posterior: LocalPosterior, settings: Settings, config: SamplingCon
         nbeta=settings.nbeta,
         localization=settings.localization,
         dimension=posterior.dimension,
+        num_samples=len(snapshot.data),
         share_batches=config.share_batches and config.batch_size < len(snapshot.data),
         stability=settings.stability,
         steps=settings.steps,

@@ -27,6 +27,7 @@ class Run:
         nbeta: nβ.
         localization: γ.
         dimension: Number d of free coordinates.
+        num_samples: Samples n that the mean loss is one of.
         share_batches: Whether chains use the same minibatches.
         stability: ``ε (nβ λ_max + γ)`` where it was measured, else NaN.
         steps: Share of the steps that the curvature asks for.
@@ -40,6 +41,7 @@ class Run:
     nbeta: float
     localization: float
     dimension: int
+    num_samples: int = 1
     share_batches: bool = False
     stability: float = float("nan")
     steps: float = 1.0
