@@ -55,7 +55,7 @@ class Thresholds:
     prior_bound: Bounds = (1.1, None)
     step_size: Bounds = (0.5, 1.5)
     steps: Bounds = (1.0, 0.1)
-    heating: Bounds = (0.05, 0.13)
+    heating: Bounds = (0.1, 0.13)
     acceptance: Bounds = (0.8, None)
 
     def __post_init__(self) -> None:

@@ -62,7 +62,7 @@ def test_each_fault_of_a_trace_is_named(name):
         ({"steps": 0.5}, (), ("steps",)),
         ({"rhat": 1.2}, (), ("rhat",)),
         ({"heating": 0.2}, ("heating",), ()),
-        ({"heating": 0.1}, (), ("heating",)),
+        ({"heating": 0.12}, (), ("heating",)),
         ({"heating": -0.2}, (), ()),
         ({"acceptance": 0.5}, (), ("acceptance",)),
         ({"acceptance": 0.9}, (), ()),
