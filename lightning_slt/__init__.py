@@ -5,7 +5,7 @@ from lightning_slt.calibration import Settings
 from lightning_slt.callbacks import LLCMonitor, LogSteps, SamplerFinder, SLTMonitor
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
-from lightning_slt.estimators import LLC, Estimator
+from lightning_slt.estimators import LLC, BayesianInfluence, Estimator
 from lightning_slt.finding import Calibration, calibrate
 from lightning_slt.health import Thresholds
 from lightning_slt.plan import FailedReadingError, estimate
@@ -27,6 +27,7 @@ __all__ = [
     "SGLD",
     "SGNHT",
     "AdamSGLD",
+    "BayesianInfluence",
     "Calibration",
     "Component",
     "Draw",
