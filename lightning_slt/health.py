@@ -42,6 +42,11 @@ class Thresholds:
             :meth:`lightning_slt.samplers.base.Sampler.heating`: exact on a quadratic; a failure says 15 % too high.
         acceptance: Of a Metropolis correction; too small is bad. It falls with the number of stiff directions at the
             same error of the value, so that it warns only: ``heating`` is in units of the value.
+        n_eff: Of covariances: how many independent draws they are worth. Below 200 single entries are mostly noise;
+            means over groups are stable far earlier.
+        between_chains: Of covariances: share of the sum of squares that lies between chains.
+        reliability: Of covariances: how much of the variance of correlations would come out again, from halves of the
+            chains. Below ½ the larger part is noise.
     """
 
     above_anchor: Bounds = (None, 2.0)
@@ -57,6 +62,9 @@ class Thresholds:
     steps: Bounds = (1.0, 0.1)
     heating: Bounds = (0.1, 0.13)
     acceptance: Bounds = (0.8, None)
+    n_eff: Bounds = (200.0, None)
+    between_chains: Bounds = (0.1, None)
+    reliability: Bounds = (0.5, None)
 
     def __post_init__(self) -> None:
         """Refuse what is no pair of bounds."""
@@ -70,7 +78,7 @@ class Thresholds:
                 )
 
 
-SMALL_IS_BAD = frozenset({"above_anchor", "snr", "steps", "acceptance"})
+SMALL_IS_BAD = frozenset({"above_anchor", "snr", "steps", "acceptance", "n_eff", "reliability"})
 
 
 def judge(values: Mapping[str, float], dead_chains: Mapping[int, int], thresholds: Thresholds) -> Health:

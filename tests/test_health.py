@@ -66,6 +66,10 @@ def test_each_fault_of_a_trace_is_named(name):
         ({"heating": -0.2}, (), ()),
         ({"acceptance": 0.5}, (), ("acceptance",)),
         ({"acceptance": 0.9}, (), ()),
+        ({"n_eff": 150.0}, (), ("n_eff",)),
+        ({"n_eff": 250.0, "between_chains": 0.05, "reliability": 0.9}, (), ()),
+        ({"between_chains": 0.2}, (), ("between_chains",)),
+        ({"reliability": 0.3}, (), ("reliability",)),
         ({"rhat": math.nan}, (), ("rhat",)),
     ],
 )

@@ -24,6 +24,9 @@ ADVICE = {
     "heating": "the step or the minibatch noise raises the value: lower the step_size, or raise batch_size",
     "acceptance": "a Metropolis correction would often reject the steps: lower the step_size",
     "steps": "the curvature has grown more than the steps can follow: a larger localization for the whole run",
+    "n_eff": "too few independent draws for single covariances: raise num_chains, num_draws or thinning",
+    "between_chains": "the chains have not seen the same posterior: raise num_burnin or localization, or lower nbeta",
+    "reliability": "single correlations are mostly noise: raise num_chains or num_draws, or look at group means only",
 }
 """One line for each check of :class:`lightning_slt.health.Thresholds`."""
 
@@ -97,7 +100,8 @@ class Verdicts:
 
     def _line(self, check: str, by_place: Mapping[str, float]) -> str:
         where, value = next(iter(by_place.items()))
-        limit = getattr(self.limits.get(where.rpartition("/")[2], Thresholds()), check)[1]
+        mine = [thresholds for name, thresholds in self.limits.items() if where.endswith(f"/{name}")]
+        limit = getattr(mine[0] if mine else Thresholds(), check)[1]
         others = f" and {len(by_place) - 1} more" if len(by_place) > 1 else ""
         return f"{where}{others}: {check} = {value:.3g}, limit {limit:g}: {ADVICE.get(check, 'see the docs')}"
 
