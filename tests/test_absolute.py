@@ -75,6 +75,7 @@ def test_minibatch_noise_is_measured():
     """For ℓ = ½‖w‖² + x·w the covariance of nβ g over minibatches is nβ² Cov(x) (1/B − 1/n)."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(500, 3, generator=g, dtype=torch.float64) * torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
+    x += 5  # the gradient's mean is no noise
     posterior = oracles.quadratic_posterior(torch.ones(3, dtype=torch.float64), nbeta=50.0, localization=1.0)
     data = oracles.in_memory(TensorDataset(x))
     config = slt.SamplingConfig(num_chains=64, batch_size=10, chain_method="vectorized")
