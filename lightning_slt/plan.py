@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lightning_slt.assignment import SPANNING, ChainSet, Work, check_estimators, divide
 from lightning_slt.batches import ChainBatch
 from lightning_slt.boundary import check_module
 from lightning_slt.calibration import Settings, calibrate_relative
-from lightning_slt.components import FULL, Component, resolve_components
+from lightning_slt.components import FULL, Component
 from lightning_slt.data import SamplingData, Streams, load_data
-from lightning_slt.estimators.base import Estimator, Run
+from lightning_slt.estimators.base import WHOLE, Estimator, Run
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
 from lightning_slt.posterior import LocalPosterior
@@ -32,9 +33,6 @@ from lightning_slt.statistics import States
 from lightning_slt.types import Batch, Draw, FunctionalLoss, LossFn, is_amount
 
 Results = dict[str, Any]
-SPANNING = "all"
-"""In the place of a component's name, for results that span all of them."""
-
 OnFailure = Literal["warn", "raise"]
 Reduce = Callable[[States], None]
 
@@ -53,6 +51,7 @@ class Snapshot:
         data: Samples for the minibatches.
         components: What moves.
         probes: What is measured at every draw, by name.
+        sources: Samples for the minibatches of estimators that bring their own, by name.
     """
 
     loss: FunctionalLoss
@@ -60,6 +59,11 @@ class Snapshot:
     data: SamplingData
     components: Mapping[str, Component]
     probes: Mapping[str, ReadyProbe] = field(default_factory=dict)
+    sources: Mapping[str, SamplingData] = field(default_factory=dict)
+
+    def samples(self, source: str | None) -> SamplingData:
+        """What minibatches come from."""
+        return self.data if source is None else self.sources[source]
 
     def posterior(self, component: Component, *, nbeta: float, localization: float) -> LocalPosterior:
         """The local posterior of one component."""
@@ -68,12 +72,11 @@ class Snapshot:
             loss=self.loss, anchor=anchor, nbeta=nbeta, localization=localization, masks=component.masks
         )
 
-    def batch(self, config: SamplingConfig) -> ChainBatch:
+    def batch(self, config: SamplingConfig, data: SamplingData | None = None) -> ChainBatch:
         """A first minibatch for two chains, to try things on."""
-        streams = Streams(
-            len(self.data), batch_size=config.batch_size, seed=config.seed, chains=(0, 1), share_batches=False
-        )
-        return self.data.chain_batch(streams.next())
+        data = data or self.data
+        streams = Streams(len(data), batch_size=config.batch_size, seed=config.seed, chains=(0, 1), share_batches=False)
+        return data.chain_batch(streams.next())
 
 
 def take_snapshot(
@@ -82,36 +85,46 @@ def take_snapshot(
     components: Mapping[str, Component],
     config: SamplingConfig,
     probes: Sequence[FetchedProbe] = (),
+    sources: Mapping[str, SamplingData] | None = None,
 ) -> Snapshot:
     """Copy what a reading needs; call inside ``isolated``."""
     first = data.chain_batch(torch.arange(min(config.batch_size, len(data))))
     loss = steady(module_loss, module_loss.weights, first.of_chain(0), seed=config.seed)
     ready = {p.probe.name: make_ready(p, module_loss, loss, seed=config.seed) for p in probes}
-    return Snapshot(loss=loss, module_loss=module_loss, data=data, components=components, probes=ready)
+    return Snapshot(
+        loss=loss, module_loss=module_loss, data=data, components=components, probes=ready, sources=sources or {}
+    )
 
 
 def fetch_probes(
-    estimators: Sequence[Estimator], *, to_device: Callable[[Batch], Batch], seed: int
+    estimators: Sequence[Estimator], source: Any, *, to_device: Callable[[Batch], Batch], seed: int
 ) -> tuple[FetchedProbe, ...]:
-    """Samples of all probes that estimators ask for, each once; call inside ``isolated``."""
+    """Samples of all probes that estimators ask for, each once; call inside ``isolated``.
+
+    Args:
+        estimators: Who asks.
+        source: The reading's own data, for probes without any.
+        to_device: Moves a collated batch.
+        seed: Of the run.
+    """
     asked = distinct([probe for e in estimators for probe in e.probes])
-    return tuple(fetch(probe, to_device=to_device, seed=seed) for probe in asked.values())
+    return tuple(fetch(probe.on(source), to_device=to_device, seed=seed) for probe in asked.values())
 
 
 def run_chains(
     snapshot: Snapshot,
-    estimators: Sequence[Estimator],
+    work: Work,
     settings: Settings,
     *,
     chains: Sequence[int] | None = None,
     reduce: Reduce | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Results]:
-    """Run every component's chains once and feed all estimators; once more at nβ = 0 for those that want a control.
+    """Run every set of chains once and feed all estimators; once more at nβ = 0 for those that want a control.
 
     Args:
         snapshot: The network and the data.
-        estimators: What to estimate.
+        work: Which chains for whom.
         settings: Sampler, constants and counts.
         chains: This process's chains; None for all.
         reduce: Adds statistics up over processes.
@@ -120,37 +133,57 @@ def run_chains(
     Returns:
         ``{component: {key: estimate}}``.
     """
-    results = {}
-    for name, component in snapshot.components.items():
-        posterior = snapshot.posterior(component, nbeta=settings.nbeta, localization=settings.localization)
-        config = fit_chunk(posterior, snapshot.batch(settings.sampling), settings.sampling)
-        run = _describe(posterior, settings, config, snapshot)
-        known = anchor_losses(snapshot.loss, snapshot.module_loss.weights, snapshot.data, config)
-        draws = partial(
-            sample, sampler=settings.sampler, batches=snapshot.data, config=config, anchor_losses=known, chains=chains,
-            probes={name: probe.data for name, probe in snapshot.probes.items()}, on_step=on_step,
-        )  # fmt: skip
-        found = _feed(draws(posterior), estimators, run, reduce)
-        if asking := [e for e in estimators if e.control]:
-            controls = _feed(draws(replace(posterior, nbeta=0.0)), asking, run, reduce)
-            found |= {e.name: e.controlled(found[e.name], controls[e.name]) for e in asking}
-        results[name] = {key: replace(value, settings=settings) for key, value in found.items()}
-    for estimator in (e for e in estimators if e.spanning):
-        parts = {name: results[name].pop(estimator.name) for name in snapshot.components}
-        spanning = replace(estimator.combine(parts), settings=settings)
-        results.setdefault(SPANNING, {})[estimator.name] = spanning
-    return results
+    results: dict[str, Results] = {}
+    for chain_set in work.sets:
+        found = _run(snapshot, chain_set, settings, chains=chains, reduce=reduce, on_step=on_step)
+        results.setdefault(chain_set.component, {}).update(found)
+    for estimator in (e for e in work.estimators if e.spanning):
+        parts = {name: results[name][estimator.name] for name in work.columns[estimator.name]}
+        parts |= {WHOLE: results[FULL][estimator.name]} if estimator.whole else {}
+        for found in results.values():
+            found.pop(estimator.name, None)
+        results.setdefault(SPANNING, {})[estimator.name] = replace(estimator.combine(parts), settings=settings)
+    return {component: found for component, found in results.items() if found}
 
 
-def _describe(posterior: LocalPosterior, settings: Settings, config: SamplingConfig, snapshot: Snapshot) -> Run:
+def _run(
+    snapshot: Snapshot,
+    chain_set: ChainSet,
+    settings: Settings,
+    *,
+    chains: Sequence[int] | None,
+    reduce: Reduce | None,
+    on_step: Callable[[int], None] | None,
+) -> Results:
+    """What one set of chains gives to its estimators."""
+    data, component = snapshot.samples(chain_set.source), snapshot.components[chain_set.component]
+    posterior = snapshot.posterior(component, nbeta=settings.nbeta, localization=settings.localization)
+    config = fit_chunk(posterior, snapshot.batch(settings.sampling, data), settings.sampling)
+    run = _describe(posterior, settings, config, snapshot, data)
+    known = anchor_losses(snapshot.loss, snapshot.module_loss.weights, data, config)
+    wanted = {probe.name for e in chain_set.estimators for probe in e.probes}
+    draws = partial(
+        sample, sampler=settings.sampler, batches=data, config=config, anchor_losses=known, chains=chains,
+        probes={name: snapshot.probes[name].data for name in wanted}, on_step=on_step,
+    )  # fmt: skip
+    found = _feed(draws(posterior), chain_set.estimators, run, reduce)
+    if asking := [e for e in chain_set.estimators if e.control]:
+        controls = _feed(draws(replace(posterior, nbeta=0.0)), asking, run, reduce)
+        found |= {e.name: e.controlled(found[e.name], controls[e.name]) for e in asking}
+    return {key: replace(value, settings=settings) for key, value in found.items()}
+
+
+def _describe(
+    posterior: LocalPosterior, settings: Settings, config: SamplingConfig, snapshot: Snapshot, data: SamplingData
+) -> Run:
     return Run(
         num_chains=config.num_chains,
         num_draws=config.num_draws,
         nbeta=settings.nbeta,
         localization=settings.localization,
         dimension=posterior.dimension,
-        num_samples=len(snapshot.data),
-        share_batches=config.share_batches and config.batch_size < len(snapshot.data),
+        num_samples=len(data),
+        share_batches=config.share_batches and config.batch_size < len(data),
         stability=settings.stability,
         steps=settings.steps,
         curvature=settings.curvature,
@@ -172,45 +205,13 @@ def _feed(draws: Iterable[Draw], estimators: Sequence[Estimator], run: Run, redu
     return {key: accumulator.compute() for key, accumulator in accumulators.items()}
 
 
-def result_keys(estimators: Sequence[Estimator], components: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Names of the scalars of every result: ``{component: {key: fields}}``."""
-    keys = {component: {e.name: e.fields for e in estimators if not e.spanning} for component in components}
-    spanning = {e.name: e.fields for e in estimators if e.spanning}
-    return {**keys, **({SPANNING: spanning} if spanning else {})}
-
-
-def passes_of_chains(estimators: Sequence[Estimator]) -> int:
-    """How often a reading runs its chains: twice where an estimator asks for the control run at nβ = 0."""
-    return 2 if any(e.control for e in estimators) else 1
-
-
-def check_estimators(estimators: Sequence[Estimator]) -> tuple[Estimator, ...]:
-    """Refuse what is no list of estimators with different names.
-
-    Raises:
-        TypeError: If it holds something else.
-        ValueError: If it is empty or a name repeats.
-    """
-    if isinstance(estimators, Estimator) or not isinstance(estimators, Sequence):
-        raise TypeError(f"estimators must be a list such as [LLC()], got {estimators!r}")
-    if not estimators:
-        raise ValueError("estimators is empty; write [LLC()]")
-    for estimator in estimators:
-        if not isinstance(estimator, Estimator):
-            raise TypeError(f"estimators must hold estimators such as LLC(), got {estimator!r}")
-    names = [e.name for e in estimators]
-    if len(set(names)) != len(names):
-        raise ValueError(f"two estimators share a name in {names}; give each its own: LLC(name='other')")
-    distinct([probe for e in estimators for probe in e.probes])
-    return tuple(estimators)
-
-
 def prepare(snapshot: Snapshot, config: SamplingConfig, *, localization: float) -> SamplingConfig:
     """Check the loss of every component once and resolve the route."""
     batch = snapshot.batch(config)
     anchor = snapshot.module_loss.weights
     moving = {name for component in snapshot.components.values() for name in component.parameters}
-    check_finite(snapshot.loss, anchor, moving, snapshot.data, config)
+    for data in (snapshot.data, *snapshot.sources.values()):
+        check_finite(snapshot.loss, anchor, moving, data, config)
     for name, component in snapshot.components.items():
         posterior = snapshot.posterior(component, nbeta=1.0, localization=localization)
         check_response(posterior, batch, seed=config.seed, component=name)
@@ -249,7 +250,8 @@ def estimate(
         on_step: Called after every step with the number of chains that made it, for a progress display.
 
     Returns:
-        ``{key: estimate}``, or ``{component: {key: estimate}}`` where components were given.
+        ``{key: estimate}``, or ``{component: {key: estimate}}`` where components were given; results that span
+        components, such as ``susceptibility``, stand at the top.
 
     Raises:
         TypeError: If the module is none, there is no loss to be had, or data cannot be indexed.
@@ -271,14 +273,16 @@ def estimate(
     check_on_failure(on_failure)
     nbeta, localization = check_settings(sampler=sampler, nbeta=nbeta, localization=localization, sampling=sampling)
     config = sampling or SamplingConfig()
-    resolved = resolve_components(module, components)
-    with isolated(module, seed=derive_seed(config.seed, "reading"), also=(loss_fn, source_parts(data)[1])):
+    work = divide(module, components, estimators)
+    collates = [source_parts(source)[1] for source in (data, *work.sources.values())]
+    with isolated(module, seed=derive_seed(config.seed, "reading"), also=(loss_fn, *collates)):
         module_loss = ModuleLoss(module, loss_fn)
         device, dtype = module_loss.device, module_loss.dtype
         to_device = partial(cast_batch, device=device, dtype=dtype)
-        samples = load_data(data, to_device=to_device, seed=config.seed)
-        probes = fetch_probes(estimators, to_device=to_device, seed=config.seed)
-        snapshot = take_snapshot(module_loss, samples, resolved, config, probes)
+        load = partial(load_data, to_device=to_device, seed=config.seed)
+        samples, sources = load(data), {name: load(source) for name, source in work.sources.items()}
+        probes = fetch_probes(estimators, data, to_device=to_device, seed=config.seed)
+        snapshot = take_snapshot(module_loss, samples, work.components, config, probes, sources)
         config = prepare(snapshot, config, localization=localization if localization is not None else 1.0)
         settings = calibrate_relative(
             snapshot.posterior,
@@ -289,10 +293,12 @@ def estimate(
             nbeta=nbeta,
             localization=localization,
         )
-        results = run_chains(snapshot, estimators, settings, on_step=on_step)
+        results = run_chains(snapshot, work, settings, on_step=on_step)
     report_failures(results, on_failure)
     spanning = results.pop(SPANNING, {})
-    return {**(results[FULL] if components is None else results), **spanning}
+    own = results.get(FULL, {}) if components is None else results
+    others = {} if components is not None else {name: found for name, found in results.items() if name != FULL}
+    return {**own, **others, **spanning}
 
 
 def check_settings(

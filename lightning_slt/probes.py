@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,8 @@ class Probe:
     """A fixed set of samples, evaluated in eval mode, in the same order and without new augmentations at every draw.
 
     Args:
-        data: A Dataset or list of samples, a DataLoader, or a dict or list of these.
+        data: A Dataset or list of samples, a DataLoader, or a dict or list of these; None for what the chains' own
+            minibatches come from.
         name: In keys, tags and tables.
         num_samples: So many of them, chosen at random once; None is all.
         labels: One whole number per sample of ``data`` ``[sample]``, for agreement and colours; None takes the targets
@@ -48,6 +49,10 @@ class Probe:
             raise ValueError(f"Probe.num_samples must be a whole number of at least 1, or None for all, got {count!r}")
         if self.loss_fn is not None:
             check_loss_fn(self.loss_fn)
+
+    def on(self, source: Any) -> Probe:
+        """This probe, or one of the chains' own data where it has none."""
+        return self if self.data is not None else replace(self, data=source)
 
     def same_as(self, other: Probe) -> bool:
         """Whether both are one: same name, data, count and loss."""

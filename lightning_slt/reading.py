@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_slt.assignment import divide
 from lightning_slt.calibration import (
     OUTGROWN,
     Curvature,
@@ -23,7 +24,7 @@ from lightning_slt.calibration import (
     follow_curvature,
     renew,
 )
-from lightning_slt.components import Component, resolve_components
+from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators.base import Estimator
 from lightning_slt.finding import Calibration, Grids, grid_size, search
@@ -34,7 +35,6 @@ from lightning_slt.plan import (
     Results,
     Snapshot,
     fetch_probes,
-    passes_of_chains,
     prepare,
     run_chains,
     take_snapshot,
@@ -104,13 +104,14 @@ class Reader:
     ) -> None:
         """Fetch the data and check everything that can be known now."""
         self.request, self.module, self.context = request, module, context
-        self.components = resolve_components(module, request.components)
+        self.work = divide(module, request.components, request.estimators)
         self.settings: Settings | None = None
         self._curvatures: Mapping[str, Curvature] | None = None
         self._measured: Anchor | None = None
         self.sampling = request.sampling
-        collates = [source_parts(probe.data)[1] for e in request.estimators for probe in e.probes]
-        losses = [probe.loss_fn for e in request.estimators for probe in e.probes]
+        probes = [probe.on(source) for e in request.estimators for probe in e.probes]
+        collates = [source_parts(data)[1] for data in (*(p.data for p in probes), *self.work.sources.values())]
+        losses = [probe.loss_fn for probe in probes]
         self._bystanders = (request.loss_fn, source_parts(source)[1], *collates, *losses)
         first = self.set_aside(step=0, global_step=0, epoch=0)
         with self.isolated():
@@ -118,7 +119,11 @@ class Reader:
             move = to_device or (lambda batch: batch)
             cast = lambda batch: cast_batch(move(batch), device=device, dtype=dtype)  # noqa: E731
             self.data: SamplingData = load_data(source, to_device=cast, seed=self.sampling.seed)
-            self.probes = fetch_probes(request.estimators, to_device=cast, seed=self.sampling.seed)
+            self.sources = {
+                name: load_data(data, to_device=cast, seed=self.sampling.seed)
+                for name, data in self.work.sources.items()
+            }
+            self.probes = fetch_probes(request.estimators, source, to_device=cast, seed=self.sampling.seed)
             gamma = request.localization if request.localization is not None else 1.0
             self.sampling = prepare(self._snapshot(first), self.sampling, localization=gamma)
 
@@ -185,7 +190,7 @@ class Reader:
     def chain_steps(self, settings: Settings, chains: Sequence[int] | None) -> int:
         """How many chain-steps a reading makes, for its progress bar."""
         count = settings.sampling.num_chains if chains is None else len(chains)
-        return count * settings.num_steps * len(self.components) * passes_of_chains(self.request.estimators)
+        return count * settings.num_steps * self.work.passes
 
     def settings_at(self, anchor: Anchor) -> Settings:
         """Settings of the run at this anchor's curvature, the step size made safe where it was ours to choose."""
@@ -250,7 +255,7 @@ class Reader:
         with self.isolated():
             return run_chains(
                 self._snapshot(anchor),
-                self.request.estimators,
+                self.work,
                 settings,
                 chains=chains,
                 reduce=reduce,
@@ -258,4 +263,5 @@ class Reader:
             )
 
     def _snapshot(self, anchor: Anchor) -> Snapshot:
-        return take_snapshot(anchor.module_loss, self.data, self.components, self.sampling, self.probes)
+        components = self.work.components
+        return take_snapshot(anchor.module_loss, self.data, components, self.sampling, self.probes, self.sources)

@@ -273,7 +273,9 @@ def _decode(row: Mapping[str, Any], folder: Path) -> Reading:
 
 
 def _below(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    """Arrays of one estimate, and not of ``llc/other`` where they are those of ``llc``."""
+    below = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    return {name: value for name, value in below.items() if "/" not in name}
 
 
 def _inside(folder: Path, relative: str | None) -> Path | None:

@@ -19,7 +19,7 @@ LAYERS = [
     {"passes", "estimators", "motion"},
     {"sampling"},
     {"preflight", "published", "chains"},
-    {"calibration", "soundness", "probing"},
+    {"calibration", "soundness", "probing", "assignment"},
     {"plan", "reporting"},
     {"finding"},
     {"reading"},

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_slt.assignment import result_keys
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.budget import Budget, Cost
 from lightning_slt.callbacks.history import History, Kept
@@ -17,7 +18,7 @@ from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.resume import freeze, thaw
 from lightning_slt.callbacks.surroundings import evaluation_context, mover, steps_of_run
-from lightning_slt.plan import FailedReadingError, OnFailure, Results, report_failures, result_keys
+from lightning_slt.plan import FailedReadingError, OnFailure, Results, report_failures
 from lightning_slt.reading import Anchor, Reader, Request
 from lightning_slt.reporting.advice import Verdicts, worthless
 from lightning_slt.reporting.progress import reading_progress
@@ -69,7 +70,7 @@ class LiveReadings:
         self.reader = Reader(
             request, module, source, to_device=mover(trainer, module), context=evaluation_context(trainer)
         )
-        self.keys = result_keys(request.estimators, self.reader.components)
+        self.keys = result_keys(self.reader.work)
         self.verdicts = Verdicts(request.estimators, name)
         self.history = History()
         self.journal = Journal(
@@ -99,9 +100,10 @@ class LiveReadings:
             self.budget.cost = Cost(measuring=measuring, setup=setup, per_step=per_step, steps=settings.num_steps)
         if self.budget.share is not None:
             self.journal.open()
-        if (sets := len(self.reader.components)) > 1:
+        if (sets := len(self.reader.work.sets)) > 1:
+            components = len(self.reader.work.components)
             rank_zero_info(
-                f"{self.name}: {sets} components, so a reading runs {sets} sets of "
+                f"{self.name}: {components} components, so a reading runs {sets} sets of "
                 f"{settings.sampling.num_chains} chains with {settings.num_steps} steps each, "
                 f"and costs {sets} times as much as one of the whole network"
             )

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from lightning_slt.assignment import check_estimators, divide, result_keys
 from lightning_slt.boundary import check_loss_fn
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.agenda import Agenda
@@ -21,10 +22,10 @@ from lightning_slt.callbacks.live import LiveReadings
 from lightning_slt.callbacks.schedule import LogSteps, Schedule
 from lightning_slt.callbacks.surroundings import record_dir, steps_of_run
 from lightning_slt.callbacks.watchers import Watchers, check_watched
-from lightning_slt.components import Component, resolve_components
+from lightning_slt.components import Component
 from lightning_slt.estimators.base import Estimator
 from lightning_slt.functional import derive_loss
-from lightning_slt.plan import OnFailure, check_estimators, check_on_failure, result_keys
+from lightning_slt.plan import OnFailure, check_on_failure
 from lightning_slt.reading import Request
 from lightning_slt.reporting.scalars import missing
 from lightning_slt.reporting.tensorboard import write_layout
@@ -283,7 +284,7 @@ class SLTMonitor(Callback):
 
     def _tags(self, module: pl.LightningModule) -> list[str]:
         """Everything that is logged, also where a reading failed."""
-        keys = result_keys(self.estimators, resolve_components(module, self.components))
+        keys = result_keys(divide(module, self.components, self.estimators))
         return [*missing(self.name, keys), f"{self.name}/overhead"]
 
     def _release(self) -> None:

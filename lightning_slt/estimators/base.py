@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torchmetrics import Metric
@@ -15,6 +15,22 @@ from lightning_slt.types import Draw
 
 SCALAR_FIELDS = ("mean", "stderr", "lower", "upper", "rhat")
 """What is logged of a scalar :class:`lightning_slt.types.Estimate`, beside ``ok``."""
+
+
+WHOLE = "(all weights)"
+"""In the place of a component's name, what the chains of all weights gave to an estimator that asks for them too."""
+
+
+class Source(NamedTuple):
+    """Samples that an estimator's chains draw their minibatches from in the place of the reading's own.
+
+    Attributes:
+        name: Tells data sets apart.
+        data: A Dataset or list of samples, a DataLoader, or a dict or list of these.
+    """
+
+    name: str
+    data: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +102,26 @@ class Estimator(ABC):
     @property
     def probes(self) -> tuple[Probe, ...]:
         """The probes whose losses it needs at every draw."""
+        return ()
+
+    @property
+    def moves(self) -> Any:
+        """What moves for it, as users write ``components``; None for what moves in the reading."""
+        return None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it needs the chains of all weights, too: :meth:`combine` finds what they gave under ``WHOLE``."""
+        return False
+
+    @property
+    def source(self) -> Source | None:
+        """Samples for chains of its own; None for the reading's."""
+        return None
+
+    @property
+    def component_fields(self) -> tuple[str, ...]:
+        """Names of the scalars that a result which spans components has for each of them, beside ``ok``."""
         return ()
 
     def combine(self, parts: Mapping[str, Any]) -> Any:
