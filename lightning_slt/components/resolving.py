@@ -1,19 +1,15 @@
-r"""Components: which weights move while the rest of the network stays at the anchor.
-
-A weight-refined LLC (arXiv:2410.02984) samples one component ``C`` with everything else frozen. A component names
-parameters, and optionally the elements of a parameter that belong to it. Parameters outside it have no chain copies,
-no gradient and no noise.
-"""
+"""What a user wrote as ``components``, as named components of one module."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 
-import torch
 from torch import Tensor, nn
+
+from lightning_slt.components.component import Component
+from lightning_slt.components.heads import head_components, why_no_heads
 
 FULL = "full"
 """Name of the component of all parameters that require gradients."""
@@ -27,8 +23,9 @@ def resolve_components(
     Args:
         module: The network.
         components: ``None`` for all parameters that require gradients, under the name ``full``; ``"layers"`` for one
-            component per sub-module that owns parameters; a pattern of parameter names (``"encoder.*"``), which is
-            also the component's name; a ``Component``; or a mapping from names to components.
+            component per sub-module that owns parameters; ``"heads"`` for one per attention head; a pattern of
+            parameter names (``"encoder.*"``), which is also the component's name; a pattern of heads' names
+            (``"blocks.0.h*"``) for one component per head; a ``Component``; or a mapping from names to components.
 
     Returns:
         Components by name, each checked against the module.
@@ -47,10 +44,12 @@ def resolve_components(
     if isinstance(components, Component):
         components = {"component": components}
     if isinstance(components, str):
+        if components == "heads":
+            return _heads(module)
         return _layers(trainable) if components == "layers" else _matching(components, module, trainable)
     if not isinstance(components, Mapping) or not all(isinstance(c, Component) for c in components.values()):
         raise TypeError(
-            "components must be None, 'layers', a pattern of parameter names, a Component or {name: Component}; "
+            "components must be None, 'heads', 'layers', a pattern of names, a Component or {name: Component}; "
             f"got {components!r}"
         )
     if not components:
@@ -68,12 +67,18 @@ def _layers(trainable: Mapping[str, Tensor]) -> dict[str, Component]:
 
 
 def _matching(pattern: str, module: nn.Module, trainable: Mapping[str, Tensor]) -> dict[str, Component]:
-    if pattern == "heads":
-        raise ValueError("components='heads' is not available yet; give {name: Component(parameters, masks)} instead")
-    names = tuple(n for n in trainable if _matches(n, pattern))
-    if not names:
-        raise ValueError(f"no trainable parameter matches {pattern!r}; {_why_none(pattern, module, trainable)}")
-    return {pattern: Component(names)}
+    if names := tuple(n for n in trainable if _matches(n, pattern)):
+        return {pattern: Component(names)}
+    heads = head_components(module)
+    if some := {head: component for head, component in heads.items() if fnmatch.fnmatchcase(head, pattern)}:
+        return some
+    raise ValueError(f"no trainable parameter matches {pattern!r}; {_why_none(pattern, module, (*trainable, *heads))}")
+
+
+def _heads(module: nn.Module) -> dict[str, Component]:
+    if not (heads := head_components(module)):
+        raise ValueError(f"components='heads': {why_no_heads(module)}")
+    return heads
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -91,17 +96,13 @@ def _check(component: Component, module: nn.Module, trainable: Mapping[str, Tens
             )
 
 
-def _why_none(pattern: str, module: nn.Module, trainable: Mapping[str, Tensor]) -> str:
+def _why_none(pattern: str, module: nn.Module, known: Collection[str]) -> str:
     """The nearest names, or why a parameter that does match is not one of them: it is frozen, or tied to another."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if _matches(name, pattern):
             if not parameter.requires_grad:
                 return f"{name!r} is frozen (requires_grad=False), and only weights that train are sampled"
-            first = next(n for n, p in trainable.items() if p is parameter)
+            first = next(n for n, p in module.named_parameters() if p is parameter)
             return f"{name!r} is the same parameter as {first!r}; write that name"
-    return _nearest(pattern, trainable)
-
-
-def _nearest(name: str, trainable: Mapping[str, Tensor]) -> str:
-    near = difflib.get_close_matches(name, trainable, n=5, cutoff=0.3) or list(trainable)[:5]
-    return f"the nearest of its {len(trainable)} names: {', '.join(near)}"
+    near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.3) or list(known)[:5]
+    return f"the nearest of its {len(known)} names: {', '.join(near)}"
