@@ -1,6 +1,6 @@
 r"""Bayesian influence of training samples on queries (arXiv:2509.26544).
 
-.. math:: \mathrm{BIF}(z_i, \ell_j) = \frac{\partial}{\partial \beta_i} E[\ell_j] = -\mathrm{Cov}_w[\ell_i(w), \ell_j(w)]
+.. math:: \mathrm{BIF}(z_i, \ell_j) = \frac{\partial E[\ell_j]}{\partial \beta_i} = -\mathrm{Cov}_w[\ell_i, \ell_j]
 
 with :math:`\beta_i` the weight of sample i in the potential. **Negative is helpful**: more weight on i lowers the loss
 of query j. Both losses are measured on fixed samples, at the same draws. Where the posterior is narrow it is the damped
