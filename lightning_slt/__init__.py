@@ -2,10 +2,10 @@
 
 from lightning_slt import losses, theory
 from lightning_slt.calibration import Settings
-from lightning_slt.callbacks import LLCMonitor, LogSteps, SamplerFinder, SLTMonitor
+from lightning_slt.callbacks import LLCMonitor, LogSteps, LossKernelMonitor, SamplerFinder, SLTMonitor
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
-from lightning_slt.estimators import LLC, BayesianInfluence, Estimator
+from lightning_slt.estimators import LLC, BayesianInfluence, Estimator, LossKernel, Susceptibility
 from lightning_slt.finding import Calibration, calibrate
 from lightning_slt.health import Thresholds
 from lightning_slt.plan import FailedReadingError, estimate
@@ -38,6 +38,8 @@ __all__ = [
     "LLCMonitor",
     "LocalPosterior",
     "LogSteps",
+    "LossKernel",
+    "LossKernelMonitor",
     "PreflightError",
     "Preset",
     "Probe",
@@ -49,6 +51,7 @@ __all__ = [
     "SamplingConfig",
     "SamplingData",
     "Settings",
+    "Susceptibility",
     "Thresholds",
     "UnderdampedLangevin",
     "__version__",

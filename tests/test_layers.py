@@ -14,12 +14,12 @@ ROOT = Path(lightning_slt.__file__).parent
 LAYERS = [
     {"types", "version", "seeding", "memory", "boundary"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
-    | {"theory", "batching", "batches", "tracing", "probes", "results"},
-    {"data", "health", "samplers", "records", "covariances"},
+    | {"theory", "batching", "batches", "tracing", "probes", "results", "gram"},
+    {"data", "health", "samplers", "records", "covariances", "responses"},
     {"passes", "estimators", "motion"},
     {"sampling"},
     {"preflight", "published", "chains"},
-    {"calibration", "soundness", "probing", "assignment"},
+    {"calibration", "soundness", "probing", "assignment", "analysis"},
     {"plan", "reporting"},
     {"finding"},
     {"reading"},

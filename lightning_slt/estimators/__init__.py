@@ -3,5 +3,18 @@
 from lightning_slt.estimators.base import Accumulator, Estimator, Run
 from lightning_slt.estimators.influence import BayesianInfluence, Influence
 from lightning_slt.estimators.llc import LLC
+from lightning_slt.estimators.loss_kernel import KernelEstimate, LossKernel
+from lightning_slt.estimators.susceptibility import Responses, Susceptibility
 
-__all__ = ["LLC", "Accumulator", "BayesianInfluence", "Estimator", "Influence", "Run"]
+__all__ = [
+    "LLC",
+    "Accumulator",
+    "BayesianInfluence",
+    "Estimator",
+    "Influence",
+    "KernelEstimate",
+    "LossKernel",
+    "Responses",
+    "Run",
+    "Susceptibility",
+]

@@ -10,12 +10,14 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from lightning_slt.estimators import KernelEstimate
+from lightning_slt.reporting.kernels import kernel_pictures
 from lightning_slt.reporting.tensorboard import Embedding, write_embedding, write_figure
 
 Picture = Callable[[], Any] | Embedding
 """Something that draws a matplotlib figure, only where it will be seen, or a map of samples."""
 
-DRAWN: dict[type, Callable[[Any], Mapping[str, Picture]]] = {}
+DRAWN: dict[type, Callable[[Any], Mapping[str, Picture]]] = {KernelEstimate: kernel_pictures}
 """``{kind of result: function of it that gives {name: picture}}``."""
 
 

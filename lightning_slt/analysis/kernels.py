@@ -1,0 +1,172 @@
+r"""Structure of a loss kernel: its principal components, its clusters, its outliers (arXiv:2509.26537).
+
+Functions take the factor F ``[feature, sample]`` of a kernel ``K = FᵀF``: ``result.factor`` of a
+:class:`lightning_slt.estimators.KernelEstimate`, ``factor`` of a recorded one, or
+:func:`lightning_slt.gram.matrix_factor` of any other kernel. The matrix is never formed as a whole, but for clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_slt.gram import (
+    compressed,
+    effective_rank,
+    matrix_factor,
+    neighbours,
+    normalized,
+    purity,
+    row_blocks,
+    spectrum,
+    trace_factor,
+)
+
+__all__ = [
+    "PrincipalComponents",
+    "Suspects",
+    "clusters",
+    "compressed",
+    "effective_rank",
+    "matrix_factor",
+    "neighbours",
+    "normalized",
+    "order",
+    "pca",
+    "purity",
+    "row_blocks",
+    "spectrum",
+    "suspects",
+    "trace_factor",
+]
+
+LARGEST = 2000
+"""Samples among which clusters are found; further ones join the cluster that they are most like."""
+
+MAD = 1.4826
+"""Standard deviation of a normal variable over its median absolute deviation."""
+
+
+class PrincipalComponents(NamedTuple):
+    """Of a kernel, centred over samples.
+
+    Attributes:
+        points: Coordinates of the samples ``[sample, component]``.
+        shares: Share of the centred kernel's trace in each component ``[component]``.
+    """
+
+    points: Tensor
+    shares: Tensor
+
+
+def pca(factor: Tensor, components: int = 2) -> PrincipalComponents:
+    r"""Kernel PCA: the leading eigenvectors of the doubly centred kernel ``HKH``, scaled to the kernel's units.
+
+    Of :func:`lightning_slt.gram.normalized` factors, distances between points approximate ``√(2(1 − R))``.
+
+    Args:
+        factor: ``[feature, sample]``.
+        components: At most so many.
+
+    >>> found = pca(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+    >>> found.points[:, 0].abs(), found.shares[0]
+    (tensor([1., 0., 1.]), tensor(1.))
+    """
+    centred = factor - factor.mean(1, keepdim=True)
+    points = compressed(centred, components).mT
+    return PrincipalComponents(points, points.square().sum(0) / centred.square().sum())
+
+
+def clusters(factor: Tensor, count: int, *, seed: int = 0) -> Tensor:
+    """Spectral clusters of ``max(R, 0)`` (Ng, Jordan & Weiss 2001): k-means of its normalized leading eigenvectors.
+
+    Args:
+        factor: ``[feature, sample]``.
+        count: How many clusters.
+        seed: Of k-means.
+
+    Returns:
+        Whole numbers from 0 ``[sample]``.
+
+    Raises:
+        ImportError: Without scikit-learn.
+        ValueError: If there are fewer samples than clusters, or a kernel that is not finite.
+    """
+    try:
+        from sklearn.cluster import KMeans  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("clusters need scikit-learn; pip install lightning_slt[analysis]") from error
+    samples = factor.shape[1]
+    if not 1 <= count <= samples:
+        raise ValueError(f"there must be between 1 and {samples} clusters of {samples} samples, got {count}")
+    unit = normalized(factor.double())
+    if not bool(unit.isfinite().all()):
+        raise ValueError("the kernel is not finite: no chain of its reading finished")
+    seeds = torch.arange(samples)[:: -(-samples // LARGEST)]
+    similar = (unit[:, seeds].mT @ unit[:, seeds]).clamp(min=0)
+    similar.fill_diagonal_(1.0)  # a sample that never moves is like itself, and not without any link
+    degree = similar.sum(1).rsqrt()
+    leading = torch.linalg.eigh(degree[:, None] * similar * degree)[1][:, -count:]
+    rows = torch.nn.functional.normalize(leading, dim=1)
+    found = torch.from_numpy(KMeans(count, n_init=10, random_state=seed).fit(rows.numpy()).labels_).long()
+    if len(seeds) == samples:
+        return found
+    members = torch.nn.functional.one_hot(found, count).double()
+    members = members / members.sum(0).clamp(min=1)
+    return torch.cat([(rows[:, seeds].clamp(min=0) @ members).argmax(1) for _, rows in row_blocks(unit)])
+
+
+def order(factor: Tensor, groups: Tensor) -> Tensor:
+    """Samples by group, within each by how like the group they are ``[sample]``: for heat maps.
+
+    Args:
+        factor: ``[feature, sample]``.
+        groups: Clusters or labels ``[sample]``.
+    """
+    unit = normalized(factor)
+    found = []
+    for group in torch.unique(groups):
+        mine = (groups == group).nonzero()[:, 0]
+        centre = unit[:, mine].sum(1)
+        found.append(mine[(centre @ unit[:, mine]).argsort(descending=True)])
+    return torch.cat(found)
+
+
+class Suspects(NamedTuple):
+    """Samples whose losses move most.
+
+    Attributes:
+        indices: Most suspect first ``[suspect]``.
+        scores: Of every sample ``[sample]``: standard deviations above the median of log variances.
+    """
+
+    indices: Tensor
+    scores: Tensor
+
+
+def suspects(variances: Tensor, count: int = 10, *, labels: Tensor | None = None) -> Suspects:
+    r"""Samples of extreme self-variance: mislabelled, memorized, or simply hard.
+
+    .. math:: s_i = \frac{\log K_{ii} - \mathrm{median}}{1.4826\ \mathrm{MAD}}
+
+    Args:
+        variances: The kernel's diagonal ``[sample]``.
+        count: How many to name.
+        labels: ``[sample]``; where given, a sample is compared with those of its own label.
+
+    >>> suspects(torch.tensor([1.0, 1.1, 0.9, 1.2, 50.0, 0.8]), 1).indices
+    tensor([4])
+    """
+    logs = variances.double().log()
+    groups = torch.zeros(len(logs), dtype=torch.long) if labels is None else labels
+    scores = torch.full_like(logs, -math.inf)
+    for group in torch.unique(groups):
+        mine = (groups == group) & logs.isfinite()
+        if bool(mine.any()):
+            middle = logs[mine].quantile(0.5)
+            width = MAD * (logs[mine] - middle).abs().quantile(0.5)
+            scores[mine] = (logs[mine] - middle) / width if width > 0 else logs[mine] - middle
+    return Suspects(scores.argsort(descending=True)[:count], scores)
