@@ -2,7 +2,7 @@
 
 from lightning_slt import losses, theory
 from lightning_slt.calibration import Settings
-from lightning_slt.callbacks import LLCMonitor, LogSteps, LossKernelMonitor, SamplerFinder, SLTMonitor
+from lightning_slt.callbacks import InfluenceMonitor, LLCMonitor, LogSteps, LossKernelMonitor, SamplerFinder, SLTMonitor
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators import LLC, BayesianInfluence, Estimator, LossKernel, Susceptibility
@@ -35,6 +35,7 @@ __all__ = [
     "Estimator",
     "FailedReadingError",
     "Health",
+    "InfluenceMonitor",
     "LLCMonitor",
     "LocalPosterior",
     "LogSteps",

@@ -2,10 +2,13 @@
 
 import math
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_slt as slt
 from lightning_slt.covariances import between_share, covariances, effective_draws, split_half
@@ -363,3 +366,59 @@ def test_one_set_of_samples_is_evaluated_once():
     assert len(slt.BayesianInfluence(train=data, query=data).probes) == 1
     probe = Probe(data, name="both")
     assert slt.BayesianInfluence(train=probe, query=probe).probes == (probe,)
+
+
+def test_the_table_names_helpful_and_harmful_samples():
+    from lightning_slt.reporting.influence import influence_table
+
+    shared = normals(64, 50, 1)
+    train = torch.tensor([3.0, -2.0, 0.0, 1.0]) * shared + 0.1 * normals(64, 50, 4, seed=1)
+    result = estimated(train, shared + 0.1 * normals(64, 50, 1, seed=2))
+    assert result.helpful(0, count=2).tolist() == [0, 3]
+    assert result.harmful(0, count=1).tolist() == [1]
+    lines = influence_table(result, count=2).splitlines()
+    assert lines[0] == "| query | most helpful | most harmful |"
+    _, query, helpful, harmful, _ = (cell.strip() for cell in lines[2].split("|"))
+    assert query == "**0**"
+    shown = [f"**{i}** {result.influence[i, 0]:+.2g} ± {result.stderr[i, 0]:.1g}" for i in range(4)]
+    assert (helpful, harmful.split(" · ")[0]) == (f"{shown[0]} · {shown[3]}", shown[1])
+    assert f"({shown[2]})" in influence_table(result, count=4)
+    apart = estimated(*tokens(), tokens="both")
+    with pytest.raises(ValueError, match="write tokens='sum' for a table"):
+        influence_table(apart)
+
+
+def test_live_with_records_and_a_table(tmp_path):
+    torch.manual_seed(0)
+    x, y = normals(40, 4).float(), torch.arange(40) % 3
+    data = TensorDataset(x, y)
+
+    class Net(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    monitor = slt.InfluenceMonitor(
+        train=Probe(data, name="train", num_samples=12), query=TensorDataset(x[:5], y[:5]), scale="response",
+        sampler=slt.SGLD(step_size=1e-3), nbeta=10.0, localization=5.0, every_n_train_steps=3,
+        sampling=slt.SamplingConfig(num_chains=3, num_draws=5, num_burnin=2, batch_size=8),
+    )  # fmt: skip
+    trainer = L.Trainer(max_steps=3, callbacks=[monitor], logger=TensorBoardLogger(tmp_path), accelerator="cpu",
+                        log_every_n_steps=1, enable_progress_bar=False, enable_checkpointing=False)  # fmt: skip
+    trainer.fit(Net(), DataLoader(data, batch_size=8))
+    fields = {f"slt/full/influence/{f}" for f in (*slt.BayesianInfluence.fields, "ok")}
+    assert fields <= set(trainer.callback_metrics)
+    assert float(trainer.callback_metrics["slt/full/influence/factor"]) == pytest.approx(10 / 40)
+    stored = slt.load_records(tmp_path)[-1].estimates["full"]["influence"]
+    assert stored.influence.shape == stored.stderr.shape == (12, 5)
+    assert stored.query_labels.tolist() == [0, 1, 2, 0, 1]
+    assert len(stored.train_indices) == len(stored.train_labels) == 12
+    events = EventAccumulator(trainer.logger.log_dir).Reload()
+    (text,) = [events.Tensors(tag)[-1] for tag in events.Tags()["tensors"] if "influence/samples" in tag]
+    assert b"| query | most helpful | most harmful |" in text.tensor_proto.string_val[0]

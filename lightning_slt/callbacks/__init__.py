@@ -2,7 +2,7 @@
 
 from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.monitor import SLTMonitor
-from lightning_slt.callbacks.presets import LLCMonitor, LossKernelMonitor
+from lightning_slt.callbacks.presets import InfluenceMonitor, LLCMonitor, LossKernelMonitor
 from lightning_slt.callbacks.schedule import LogSteps
 
-__all__ = ["LLCMonitor", "LogSteps", "LossKernelMonitor", "SLTMonitor", "SamplerFinder"]
+__all__ = ["InfluenceMonitor", "LLCMonitor", "LogSteps", "LossKernelMonitor", "SLTMonitor", "SamplerFinder"]

@@ -97,6 +97,19 @@ class Influence(Result):
         """Correlation of the losses: ``−normalized``."""
         return -self.normalized
 
+    def helpful(self, query: int, *, count: int = 5) -> Tensor:
+        """Rows of the training samples that help a query most, the most negative influence first ``[count]``.
+
+        Fewer where fewer have a negative influence. ``train_indices`` says which samples these are.
+        """
+        order = self.influence[:, query].argsort()
+        return order[self.influence[order, query] < 0][:count]
+
+    def harmful(self, query: int, *, count: int = 5) -> Tensor:
+        """Rows of those that harm it most, the most positive influence first ``[count]``."""
+        order = self.influence[:, query].argsort(descending=True)
+        return order[self.influence[order, query] > 0][:count]
+
 
 @dataclass(frozen=True, kw_only=True)
 class BayesianInfluence(Estimator):

@@ -1,4 +1,4 @@
-"""What results show beside their numbers: pictures, and maps in TensorBoard's projector.
+"""What results show beside their numbers: pictures, tables, and maps in TensorBoard's projector.
 
 A kind of result gets its pictures by one line in :data:`DRAWN`; estimators know nothing of drawing.
 """
@@ -10,14 +10,18 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from lightning_slt.estimators import KernelEstimate
+from lightning_slt.estimators import Influence, KernelEstimate
+from lightning_slt.reporting.influence import influence_texts
 from lightning_slt.reporting.kernels import kernel_pictures
-from lightning_slt.reporting.tensorboard import Embedding, write_embedding, write_figure
+from lightning_slt.reporting.tensorboard import Embedding, write_embedding, write_figure, write_text
 
-Picture = Callable[[], Any] | Embedding
-"""Something that draws a matplotlib figure, only where it will be seen, or a map of samples."""
+Picture = Callable[[], Any] | Embedding | str
+"""Something that draws a matplotlib figure, only where it will be seen, a map of samples, or Markdown."""
 
-DRAWN: dict[type, Callable[[Any], Mapping[str, Picture]]] = {KernelEstimate: kernel_pictures}
+DRAWN: dict[type, Callable[[Any], Mapping[str, Picture]]] = {
+    KernelEstimate: kernel_pictures,
+    Influence: influence_texts,
+}
 """``{kind of result: function of it that gives {name: picture}}``."""
 
 
@@ -49,5 +53,7 @@ def write_pictures(
             tag = f"{name}/{where}/{title}"
             if isinstance(picture, Embedding):
                 write_embedding(loggers, tag, picture, step)
+            elif isinstance(picture, str):
+                write_text(loggers, tag, picture, step)
             else:
                 write_figure(loggers, tag, picture, step)
