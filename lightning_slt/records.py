@@ -228,7 +228,8 @@ def _arrays(estimate: Estimate | Result) -> Mapping[str, Tensor]:
 def _encode_estimate(estimate: Estimate | Result) -> dict[str, Any]:
     if isinstance(estimate, Result):
         kind = estimate.kind if isinstance(estimate, StoredResult) else type(estimate).__name__
-        return {"kind": kind, "numbers": estimate.scalars(), "health": asdict(estimate.health)}
+        found = {"kind": kind, "numbers": estimate.scalars(), "health": asdict(estimate.health)}
+        return {**found, "names": names} if (names := estimate.names()) else found
     return {
         "mean": estimate.mean,
         "stderr": estimate.stderr,
@@ -291,7 +292,9 @@ def _inside(folder: Path, relative: str | None) -> Path | None:
 def _decode_estimate(row: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Estimate | Result:
     if "kind" in row:
         numbers = {name: _number(value) for name, value in row["numbers"].items()}
-        return StoredResult(health=_decode_health(row["health"]), kind=row["kind"], numbers=numbers, tensors=arrays)
+        words = {name: tuple(values) for name, values in row.get("names", {}).items()}
+        health = _decode_health(row["health"])
+        return StoredResult(health=health, kind=row["kind"], numbers=numbers, tensors=arrays, words=words)
     return Estimate(
         mean=_number(row["mean"]),
         stderr=_number(row["stderr"]),

@@ -33,6 +33,16 @@ class Result:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: v for name, v in values.items() if isinstance(v, Tensor)}
 
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """What rows and columns of the arrays are called, for the records: every field that holds a tuple of words."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        words = {name: v for name, v in values.items() if isinstance(v, tuple) and all(isinstance(w, str) for w in v)}
+        return {name: v for name, v in words.items() if v}
+
+    def by_component(self) -> dict[str, dict[str, float]]:
+        """Numbers of each component for the loggers, with ``ok``, where the result spans components."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredResult(Result):
@@ -42,15 +52,17 @@ class StoredResult(Result):
         kind: Name of the class that it was.
         numbers: Its scalars.
         tensors: Its arrays.
+        words: Its names of rows and columns.
     """
 
     kind: str
     numbers: Mapping[str, float] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
-        """A number or an array of that name."""
-        for values in (self.__dict__.get("numbers", {}), self.__dict__.get("tensors", {})):
+        """A number, an array or names of that name."""
+        for values in (self.__dict__.get(kind, {}) for kind in ("numbers", "tensors", "words")):
             if name in values:
                 return values[name]
         raise AttributeError(f"a stored {self.__dict__.get('kind', 'result')} has no {name!r}")
@@ -62,3 +74,7 @@ class StoredResult(Result):
     def arrays(self) -> dict[str, Tensor]:
         """The arrays."""
         return dict(self.tensors)
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The names."""
+        return dict(self.words)

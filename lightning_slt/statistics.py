@@ -172,3 +172,59 @@ class Moments(Metric):
             self.products[seen] - self.total[seen, :, None] * self.total[seen, None, :] / self.count[seen, None, None]
         )
         return centred.sum(0) / (self.count[seen] - 1).sum()
+
+
+class CrossMoments(Metric):
+    r"""Means and covariances of one scalar with each of many variables over draws, chain by chain.
+
+    Keeps ``n``, ``Σ x``, ``Σ x²``, ``Σ y`` and ``Σ x y``, for values measured from the anchor's: as much memory as one
+    draw of all chains, however many draws there are.
+
+    Args:
+        num_chains: Of the whole run.
+        num_variables: Of y.
+        device: Where to accumulate.
+
+    >>> m = CrossMoments(1, 2)
+    >>> for x, y in ((1.0, [1.0, 2.0]), (3.0, [5.0, 2.0])):
+    ...     m.update((0,), torch.tensor([x]), torch.tensor([y]))
+    >>> m.covariance(), m.variance()
+    (tensor([[4., 0.]], dtype=torch.float64), tensor([2.], dtype=torch.float64))
+    """
+
+    full_state_update = False
+    count: Tensor
+    x: Tensor
+    xx: Tensor
+    y: Tensor
+    xy: Tensor
+
+    def __init__(self, num_chains: int, num_variables: int, *, device: torch.device | None = None) -> None:
+        """Allocate the sums."""
+        super().__init__(sync_on_compute=False)
+        for name in ("count", "x", "xx"):
+            self.add_state(name, torch.zeros(num_chains, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("y", "xy"):
+            self.add_state(name, torch.zeros(num_chains, num_variables, dtype=torch.float64), dist_reduce_fx="sum")
+        self.to(device or torch.device("cpu"))
+
+    def update(self, chains: Sequence[int], x: Tensor, y: Tensor) -> None:
+        """Add one draw of some chains; ``x`` is ``[chain]``, ``y`` is ``[chain, variable]``."""
+        rows, x, y = list(chains), x.to(self.x), y.to(self.y)
+        self.count[rows] += 1
+        self.x[rows] += x
+        self.xx[rows] += x * x
+        self.y[rows] += y
+        self.xy[rows] += x[:, None] * y
+
+    def compute(self) -> Tensor:
+        """The covariances; see :meth:`covariance`."""
+        return self.covariance()
+
+    def variance(self) -> Tensor:
+        r"""``(Σ x² − (Σ x)²/n) / (n − 1)`` of each chain ``[chain]``."""
+        return (self.xx - self.x * self.x / self.count) / (self.count - 1)
+
+    def covariance(self) -> Tensor:
+        r"""``(Σ x y − Σ x Σ y / n) / (n − 1)`` of each chain ``[chain, variable]``."""
+        return (self.xy - self.x[:, None] * self.y / self.count[:, None]) / (self.count[:, None] - 1)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lightning_slt.estimators.base import SCALAR_FIELDS
+from lightning_slt.results import Result
 from lightning_slt.types import Estimate
 
 FIELDS = (*SCALAR_FIELDS, "ok")
@@ -40,6 +41,9 @@ def scalars(
                 fields = {**_nothing(fields), "rhat": fields.get("rhat", math.nan)}
             for field, value in {**fields, **_diagnostics(estimate)}.items():
                 tagged[f"{name}/{tag}/{field}"] = value
+            for part, numbers in _by_component(estimate).items():
+                shown = _nothing(numbers) if tag in worthless else numbers
+                tagged |= {f"{name}/{part}/{key}/{field}": value for field, value in shown.items()}
     return tagged
 
 
@@ -47,6 +51,10 @@ def _fields(estimate: Any) -> dict[str, float]:
     if isinstance(estimate, Estimate):
         return estimate_fields(estimate)
     return {**estimate.scalars(), "ok": float(estimate.health.ok)}
+
+
+def _by_component(estimate: Any) -> dict[str, dict[str, float]]:
+    return estimate.by_component() if isinstance(estimate, Result) else {}
 
 
 def _nothing(fields: Iterable[str]) -> dict[str, float]:
