@@ -10,9 +10,10 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from lightning_slt.estimators import Influence, KernelEstimate
+from lightning_slt.estimators import Influence, KernelEstimate, Responses
 from lightning_slt.reporting.influence import influence_texts
 from lightning_slt.reporting.kernels import kernel_pictures
+from lightning_slt.reporting.responses import response_pictures
 from lightning_slt.reporting.tensorboard import Embedding, write_embedding, write_figure, write_text
 
 Picture = Callable[[], Any] | Embedding | str
@@ -21,6 +22,7 @@ Picture = Callable[[], Any] | Embedding | str
 DRAWN: dict[type, Callable[[Any], Mapping[str, Picture]]] = {
     KernelEstimate: kernel_pictures,
     Influence: influence_texts,
+    Responses: response_pictures,
 }
 """``{kind of result: function of it that gives {name: picture}}``."""
 
