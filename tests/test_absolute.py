@@ -88,6 +88,30 @@ def test_minibatch_noise_is_measured():
     assert Walk(posterior, data, full, None, None).noise(posterior.anchor_row.repeat(64, 1)) == 0.0
 
 
+def walk_in(loss, dimension):
+    anchor = {"w": torch.zeros(dimension, dtype=torch.float64)}
+    posterior = slt.LocalPosterior(loss=lambda w, b: loss(w["w"]), anchor=anchor, nbeta=100.0, localization=1.0)
+    config = slt.SamplingConfig(num_chains=16, chain_method="vectorized")
+    walk = Walk(posterior, oracles.noiseless(count=10), config, None, None)
+    with torch.no_grad():
+        return walk.pilot()
+
+
+def test_the_pilot_sees_the_curvature_on_the_way():
+    """Of w₁²w₂² the anchor's own is γ = 1; where chains go it is 2 nβ w²."""
+    curvature, position = walk_in(lambda w: w.prod().square(), 2)
+    reached = float(2 * 100.0 * position.square().max())
+    assert curvature > 10
+    assert reached / 30 < curvature < 30 * reached + 10
+
+
+def test_the_pilot_goes_back_from_a_wall():
+    """A flat floor lets the step grow until a chain is thrown against the wall and would be lost."""
+    curvature, position = walk_in(lambda w: (w / 0.5).pow(40).sum(), 4)
+    assert math.isfinite(curvature)
+    assert float(position.abs().max()) < 1.0
+
+
 def test_noisy_minibatches_are_enlarged():
     g = torch.Generator().manual_seed(0)
     x = 30 * torch.randn(500, 3, generator=g, dtype=torch.float64)
@@ -97,6 +121,7 @@ def test_noisy_minibatches_are_enlarged():
     attempt = attempt_absolute(posterior, oracles.in_memory(TensorDataset(x - x.mean(0))), config, max_steps=20_000)
     assert attempt.batch_size > 10
     assert attempt.estimate.health.ok
+    assert 2 * attempt.estimate.traces["loss"].shape[1] == attempt.window  # the first half is burn-in
     exact = slt.theory.quadratic_llc(h, nbeta=50.0, localization=1.0)
     assert abs(attempt.estimate.mean - exact) < 4 * attempt.estimate.stderr + 0.03 * exact
 

@@ -126,7 +126,7 @@ def curvature_at(
     value = width = torch.ones_like(position[:, 0])
     for _ in range(iterations):
         vector = vector / vector.norm(dim=1, keepdim=True)
-        delta = _reach(posterior.nbeta, width)[:, None]
+        delta = _reach(posterior, width)[:, None]
         torch.add(position, delta * vector, out=rows[:count])
         torch.sub(position, delta * vector, out=rows[count:])
         gradient = torch.zeros_like(rows)
@@ -141,9 +141,9 @@ def curvature_at(
     return value, vector
 
 
-def _reach(nbeta: float, curvature: Tensor) -> Tensor:
+def _reach(posterior: LocalPosterior, curvature: Tensor) -> Tensor:
     """A third of the posterior's standard deviation in a direction of this curvature."""
-    return 0.3 / (max(nbeta, 1.0) * curvature).sqrt()
+    return 0.3 / (max(posterior.nbeta, 1.0) * curvature.clamp(min=1e-6) + posterior.localization).sqrt()
 
 
 def _probe_batches(data: SamplingData, sampling: SamplingConfig) -> list[ChainBatch]:
