@@ -2,7 +2,16 @@
 
 from lightning_slt import losses, theory
 from lightning_slt.calibration import Settings
-from lightning_slt.callbacks import InfluenceMonitor, LLCMonitor, LogSteps, LossKernelMonitor, SamplerFinder, SLTMonitor
+from lightning_slt.callbacks import (
+    InfluenceMonitor,
+    LLCMonitor,
+    LogSteps,
+    LossKernelMonitor,
+    RefinedLLCMonitor,
+    SamplerFinder,
+    SLTMonitor,
+    SusceptibilityMonitor,
+)
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators import LLC, BayesianInfluence, Estimator, LossKernel, Susceptibility
@@ -46,6 +55,7 @@ __all__ = [
     "Probe",
     "RMSPropSGLD",
     "Reading",
+    "RefinedLLCMonitor",
     "SLTMonitor",
     "Sampler",
     "SamplerFinder",
@@ -53,6 +63,7 @@ __all__ = [
     "SamplingData",
     "Settings",
     "Susceptibility",
+    "SusceptibilityMonitor",
     "Thresholds",
     "UnderdampedLangevin",
     "__version__",

@@ -3,6 +3,16 @@
 from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.presets import InfluenceMonitor, LLCMonitor, LossKernelMonitor
+from lightning_slt.callbacks.refined import RefinedLLCMonitor, SusceptibilityMonitor
 from lightning_slt.callbacks.schedule import LogSteps
 
-__all__ = ["InfluenceMonitor", "LLCMonitor", "LogSteps", "LossKernelMonitor", "SLTMonitor", "SamplerFinder"]
+__all__ = [
+    "InfluenceMonitor",
+    "LLCMonitor",
+    "LogSteps",
+    "LossKernelMonitor",
+    "RefinedLLCMonitor",
+    "SLTMonitor",
+    "SamplerFinder",
+    "SusceptibilityMonitor",
+]

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -59,6 +60,11 @@ class Journal:
         self._resume_records: str | None = None
         self._settings_shown: dict[str, Any] | None = None
         self._to_callback_metrics({**missing(name, keys), f"{name}/overhead": math.nan})
+
+    @property
+    def file(self) -> Path | None:
+        """Where the readings of this run are recorded; None where they are not."""
+        return None if self._records is None else self._records.path
 
     def open(self) -> None:
         """Make the file of the records now: an empty one says that there was no reading."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torchmetrics import Metric
 
 from lightning_slt.probes import Probe, ProbeAtAnchor
 from lightning_slt.types import Draw
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SCALAR_FIELDS = ("mean", "stderr", "lower", "upper", "rhat")
 """What is logged of a scalar :class:`lightning_slt.types.Estimate`, beside ``ok``."""
@@ -91,11 +95,13 @@ class Estimator(ABC):
         control: Whether the chains shall run once more at nβ = 0, for :meth:`controlled`. One such run serves all
             estimators that ask.
         fields: Names of the scalars that its result has, beside ``ok``.
+        source: Samples for chains of its own; None for the reading's. See :meth:`on`.
         spanning: Whether its result spans components, and is made by :meth:`combine` of what each of them gives.
     """
 
     name: str
     control: bool = False
+    source: Source | None = None
     fields: ClassVar[tuple[str, ...]] = SCALAR_FIELDS
     spanning: ClassVar[bool] = False
 
@@ -114,10 +120,22 @@ class Estimator(ABC):
         """Whether it needs the chains of all weights, too: :meth:`combine` finds what they gave under ``WHOLE``."""
         return False
 
-    @property
-    def source(self) -> Source | None:
-        """Samples for chains of its own; None for the reading's."""
-        return None
+    def on(self, data: Any, *, name: str) -> Self:
+        """The same on other samples: a copy whose chains draw their minibatches from these (a data-refined quantity).
+
+        Args:
+            data: A Dataset or list of samples, a DataLoader, or a dict or list of these.
+            name: Of the data; the key of the copy's result is ``<key>/<name>``.
+
+        Raises:
+            ValueError: If the name is empty or holds a slash.
+        """
+        if not isinstance(name, str) or not name.strip() or "/" in name:
+            raise ValueError(f"the name of a data set must be a non-empty word without '/', got {name!r}")
+        other = copy(self)
+        for key, value in (("source", Source(name, data)), ("name", f"{self.name}/{name}")):
+            object.__setattr__(other, key, value)
+        return other
 
     @property
     def component_fields(self) -> tuple[str, ...]:

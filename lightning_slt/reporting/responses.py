@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_slt.analysis.responses import MODES, Text, modes, modes_table, noise_share, standardized
+from lightning_slt.analysis.responses import MODES, Modes, Text, modes, modes_table, noise_share, standardized
 from lightning_slt.estimators import Responses
 from lightning_slt.results import StoredResult
 
@@ -37,7 +37,7 @@ def response_table(result: Responses | StoredResult, *, count: int = MODES, text
         count: Modes.
         text: Names a row; see :func:`lightning_slt.analysis.responses.modes_table`.
     """
-    found = modes(standardized(result.matrix), count=count)
+    found = _modes(result, count)
     table = modes_table(found, result.rows, components=result.components, probes=result.probes, text=text)
     return f"{_reliance(result)}\n\n{table}"
 
@@ -57,7 +57,7 @@ def response_figure(result: Responses | StoredResult, *, title: str | None = Non
     except ImportError as error:
         raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
     values = standardized(result.matrix)
-    found = modes(values)
+    found = _modes(result, MODES)
     figure = Figure(figsize=(12, 5.5), dpi=110, layout="constrained")
     figure.suptitle(
         "\n".join(textwrap.wrap(title or _reliance(result), 140)), fontsize=10, color=INK, x=0.01, ha="left"
@@ -91,6 +91,11 @@ def response_figure(result: Responses | StoredResult, *, title: str | None = Non
     for axis in (heat, shares, loadings):
         axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _modes(result: Responses | StoredResult, count: int) -> Modes:
+    """Of the standardized matrix, whose rows add up to zero, so that there is one mode less than components."""
+    return modes(standardized(result.matrix), count=min(count, len(result.components) - 1))
 
 
 def _reliance(result: Responses | StoredResult) -> str:
