@@ -148,7 +148,7 @@ def limit(net: nn.Module, train: TensorDataset, query: TensorDataset) -> float:
 
 def draw(scores: dict[float, dict[str, LDS]]) -> Figure:
     """Scores by size of the subsets, with intervals and ceilings."""
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
     width = 0.8 / len(LABELS)
     for place, (key, label) in enumerate(LABELS.items()):
         at = [i + (place - (len(LABELS) - 1) / 2) * width for i in range(len(scores))]
@@ -160,7 +160,7 @@ def draw(scores: dict[float, dict[str, LDS]]) -> Figure:
         axes.hlines(ceiling, i - 0.45, i + 0.45, color="#333333", linestyle="--", label=None if i else "noise ceiling")
     axes.set(ylabel="LDS: rank correlation with retraining", xlabel="share of the training samples in a subset")
     axes.set_xticks(range(len(scores)), [f"{share:g}" for share in scores])
-    axes.legend(fontsize=8, ncols=2, loc="lower right")
+    figure.legend(fontsize=8, ncols=3, loc="outside upper center")
     return figure
 
 
@@ -258,7 +258,7 @@ def run(args: argparse.Namespace) -> bool:
     (folder / "influence_retraining.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     figure = draw(scores)
     figure.savefig(folder / "influence_retraining.png", dpi=120)
-    table = influence_table(found, queries=range(10))
+    table = influence_table(found, queries=range(min(10, len(query))))
     with SummaryWriter(str(folder)) as writer:
         writer.add_figure("influence/retraining", figure)
         writer.add_text("influence/samples", table)

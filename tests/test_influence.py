@@ -28,8 +28,8 @@ def normals(*shape, seed=0):
     return torch.randn(*shape, generator=dice(seed), dtype=torch.float64)
 
 
-def estimated(train, query, *, nbeta=10.0, num_samples=5, share_batches=False, order=None, **settings):
-    """The estimator's result for traces ``[chain, draw, sample]`` or ``[…, token]`` that are already there."""
+def accumulated(train, query, *, nbeta=10.0, num_samples=5, share_batches=False, order=None, **settings):
+    """An accumulator that was fed traces ``[chain, draw, sample]`` or ``[…, token]``, of the chains in ``order``."""
     probes = {
         name: ProbeAtAnchor(anchor=torch.zeros_like(t[0, 0]), labels=None, indices=torch.arange(t.shape[2]))
         for name, t in (("train", train), ("query", query))
@@ -45,7 +45,12 @@ def estimated(train, query, *, nbeta=10.0, num_samples=5, share_batches=False, o
                 Draw(chains=chains, index=draw, step=10 * (draw + 1), loss=nothing, anchor_loss=nothing,
                      position=nothing[:, None], probes=here)
             )  # fmt: skip
-    return accumulator.compute()
+    return accumulator
+
+
+def estimated(train, query, **settings):
+    """The estimator's result for traces that are already there."""
+    return accumulated(train, query, **settings).compute()
 
 
 class Regression:
@@ -281,6 +286,16 @@ def test_permutations_of_samples_chains_and_draws():
     assert torch.allclose(other.influence, found.influence, rtol=0, atol=1e-12)
     assert torch.allclose(other.stderr, found.stderr, rtol=0, atol=1e-12)
     assert torch.allclose(estimated(query, train).influence, found.influence.T, rtol=0, atol=1e-12)
+
+
+def test_processes_add_their_chains_up():
+    train, query = normals(4, 20, 5, 2), normals(4, 20, 3, seed=1)
+    first, second = (accumulated(train, query, order=order) for order in ((0, 2), (1, 3)))
+    for mine, other in zip(first.states, second.states, strict=True):
+        mine.values += other.values
+    found, whole = first.compute(), estimated(train, query)
+    assert torch.equal(found.influence, whole.influence)
+    assert torch.equal(found.stderr, whole.stderr)
 
 
 def test_standard_errors_cover():

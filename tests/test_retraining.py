@@ -1,6 +1,9 @@
 """Linear datamodelling scores: retraining against a plain loop, rank correlations, ceilings and intervals."""
 
+import json
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,3 +190,18 @@ def test_what_cannot_be():
         random_subsets(10, share=0.01)
     with pytest.raises(ValueError, match=r"influence must be \[train, query\] = \(30, 7\), got \(7, 30\)"):
         lds(torch.zeros(7, 30), Retrained(subsets, torch.zeros(3, 1, 7)))
+
+
+def test_the_example_runs_small(tmp_path, monkeypatch, capsys):
+    counts = {"num-train": 30, "num-query": 5, "hidden": 3, "num-subsets": 4, "num-seeds": 2, "num-steps": 5}
+    words = [f"--{name}={value}" for name, value in {**counts, "num-chains": 2, "num-draws": 5, "shares": 0.5}.items()]
+    monkeypatch.setattr("sys.argv", ["influence_retraining.py", *words, f"--folder={tmp_path}"])
+    example = Path(__file__).parents[1] / "examples" / "influence_retraining.py"
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(example), run_name="__main__")
+    written = json.loads((tmp_path / "influence_retraining.json").read_text())
+    assert set(written["scores"]["0.5"]) == {"influence", "normalized", "dot", "cosine", "damped"}
+    assert len(written["checks"]) == 4
+    printed = capsys.readouterr().out
+    assert all(f"{'yes' if held else 'NO ':3} {what}" in printed for what, held in written["checks"].items())
+    assert (tmp_path / "influence_retraining.png").stat().st_size > 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -40,12 +40,6 @@ Tokens = Literal["sum", "train", "query", "both"]
 
 CHECKS = ("drift", "rhat", "spikes")
 """Checks of the mean loss's trace that matter to a covariance. Whether the anchor is a minimum does not."""
-
-MOST_BETWEEN = 0.1
-"""Share of the sum of squares between chains; above it they have not seen the same posterior."""
-
-ENOUGH = 200
-"""Independent draws; below them single entries are mostly noise (means over groups are stable far earlier)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +193,12 @@ class _InfluenceAccumulator(Accumulator):
         query, columns = _rows(traces[e.query.name][alive], apart=e.tokens in ("query", "both"))
         query = train if len(e.probes) == 1 and rows == columns else query
         factor = run.nbeta / run.num_samples if e.scale == "response" else 1.0
-        found = _covariances(train, query, pooled=e.pooled)
+        found = Covariances(*(matrix.cpu() for matrix in _covariances(train, query, pooled=e.pooled)))
         stderr, normalized_stderr = (
             torch.full_like(error, math.nan) if run.share_batches else error.reshape(*rows, *columns)
             for error in (found.stderr, found.correlation_stderr)
         )
-        health = self._health(train, dead)
+        health = self._health(train, query, dead)
         known = run.probes[e.train.name], run.probes[e.query.name]
         return Influence(
             influence=-factor * found.covariance.reshape(*rows, *columns),
@@ -213,7 +207,7 @@ class _InfluenceAccumulator(Accumulator):
             normalized_stderr=normalized_stderr,
             factor=factor,
             n_eff=health.values["n_eff"],
-            reliability=split_half(train, query, pooled=e.pooled) if len(train) else math.nan,
+            reliability=health.values["reliability"],
             strength=float(found.correlation.square().mean().sqrt()),
             rhat=health.values["rhat"],
             silent=int(silent(train).sum() + silent(query).sum()) if len(train) else 0,
@@ -224,7 +218,7 @@ class _InfluenceAccumulator(Accumulator):
             health=health,
         )
 
-    def _health(self, train: Tensor, dead: Mapping[int, int]) -> Health:
+    def _health(self, train: Tensor, query: Tensor, dead: Mapping[int, int]) -> Health:
         """Checks of the mean loss of the training samples, and what a covariance needs beside them."""
         run, mean = self.run, train.mean(2).cpu()
         of_trace = trace_values(mean)
@@ -235,12 +229,9 @@ class _InfluenceAccumulator(Accumulator):
             "resolution": run.localization / run.nbeta if run.nbeta else math.inf,
             "n_eff": effective_draws(train) if len(train) else math.nan,
             "between_chains": between_share(train) if len(train) else math.nan,
+            "reliability": split_half(train, query, pooled=self.estimator.pooled) if len(train) else math.nan,
         }
-        health = judge(values, dead, self.estimator.thresholds)
-        more = ["n_eff"] * (not values["n_eff"] >= ENOUGH) + ["between_chains"] * (
-            values["between_chains"] > MOST_BETWEEN
-        )
-        return replace(health, warnings=(*health.warnings, *more))
+        return judge(values, dead, self.estimator.thresholds)
 
 
 def _rows(traces: Tensor, *, apart: bool) -> tuple[Tensor, tuple[int, ...]]:
