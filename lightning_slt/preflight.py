@@ -160,7 +160,7 @@ def fit_chunk(posterior: LocalPosterior, batch: ChainBatch, config: SamplingConf
     if config.chunk_size is not None:
         return config
     per_chain = 8 * posterior.anchor_row.numel() * posterior.anchor_row.element_size()
-    per_chain += 2 * _saved_bytes(SequentialPasses(posterior, posterior.anchor_row.clone()), batch)
+    per_chain += 2 * saved_bytes(SequentialPasses(posterior, posterior.anchor_row.clone()), batch)
     fitting = int(0.5 * free_memory(posterior.anchor_row.device) / max(per_chain, 1))
     return replace(config, chunk_size=max(1, min(config.num_chains, fitting)))
 
@@ -270,10 +270,10 @@ def _large_on_cpu(posterior: LocalPosterior, batch: ChainBatch) -> bool:
     if row.device.type != "cpu":
         return False
     position = row.clone()
-    return _saved_bytes(SequentialPasses(posterior, position), batch, besides=(position, *batch.leaves)) > LARGE_PASS
+    return saved_bytes(SequentialPasses(posterior, position), batch, besides=(position, *batch.leaves)) > LARGE_PASS
 
 
-def _saved_bytes(passes: Passes, batch: ChainBatch, *, besides: Sequence[Tensor] = ()) -> int:
+def saved_bytes(passes: Passes, batch: ChainBatch, *, besides: Sequence[Tensor] = ()) -> int:
     """Bytes that one chain's forward pass keeps for its backward pass, besides what it was given."""
     seen: dict[int, int] = {}
     given = {tensor.untyped_storage().data_ptr() for tensor in besides}

@@ -137,10 +137,11 @@ def sample(
     size = config.chunk_size or len(todo)
     for start in range(0, len(todo), size):
         chunk = todo[start : start + size]
-        yield from _Chunk(posterior, sampler, data, config, chunk, anchor_losses).run(probes or {}, on_step)
+        run = Chunk(posterior, sampler, data, config, chunk, anchor_losses).run(probes or {}, on_step)
+        yield from (draw for draw in run if draw is not None)
 
 
-class _Chunk:
+class Chunk:
     """Some chains that run together; a single one gets an idle twin, because kernels round a batch of one apart."""
 
     def __init__(
@@ -171,8 +172,11 @@ class _Chunk:
         route = SequentialPasses if self.sequential else VectorizedPasses
         return route(self.posterior, position, record=steps >= RECORDED_FROM)
 
-    def run(self, probes: Mapping[str, ProbeData], on_step: Callable[[int], None] | None) -> Iterator[Draw]:
-        """Step t uses minibatch t at position t; positions 1 … total may be draws, position 0 is the anchor."""
+    def run(self, probes: Mapping[str, ProbeData], on_step: Callable[[int], None] | None) -> Iterator[Draw | None]:
+        """Step t uses minibatch t at position t; positions 1 … total may be draws, position 0 is the anchor.
+
+        Yields None before each step's passes: there chunks that share passes wait for one another.
+        """
         config, first = self.config, self.sampler.adaptation_steps
         total = first + config.num_steps
         state = self.sampler.init(self.position, self.noise)
@@ -181,6 +185,7 @@ class _Chunk:
         for step in range(total + 1):
             batch = self._next_batch()
             index = _kept(step - first, config)
+            yield None
             if step == total:
                 yield self._draw(config.num_draws - 1, step, batch, self.passes.loss(batch), None, probes)
                 return

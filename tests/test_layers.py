@@ -19,7 +19,7 @@ LAYERS = [
     {"passes", "estimators", "motion"},
     {"sampling"},
     {"preflight", "published", "chains"},
-    {"calibration", "soundness", "probing", "assignment", "analysis"},
+    {"calibration", "soundness", "together", "probing", "assignment", "analysis"},
     {"plan", "reporting"},
     {"finding"},
     {"reading"},
