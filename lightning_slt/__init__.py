@@ -14,7 +14,7 @@ from lightning_slt.callbacks import (
 )
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
-from lightning_slt.estimators import LLC, BayesianInfluence, Estimator, LossKernel, Susceptibility
+from lightning_slt.estimators import LLC, BayesianInfluence, Estimator, Information, LossKernel, Susceptibility
 from lightning_slt.finding import Calibration, calibrate
 from lightning_slt.health import Thresholds
 from lightning_slt.plan import FailedReadingError, estimate
@@ -45,6 +45,7 @@ __all__ = [
     "FailedReadingError",
     "Health",
     "InfluenceMonitor",
+    "Information",
     "LLCMonitor",
     "LocalPosterior",
     "LogSteps",

@@ -2,6 +2,7 @@
 
 from lightning_slt.estimators.base import Accumulator, Estimator, Run
 from lightning_slt.estimators.influence import BayesianInfluence, Influence
+from lightning_slt.estimators.information import Information, InformationEstimate
 from lightning_slt.estimators.llc import LLC
 from lightning_slt.estimators.loss_kernel import KernelEstimate, LossKernel
 from lightning_slt.estimators.susceptibility import Responses, Susceptibility
@@ -12,6 +13,8 @@ __all__ = [
     "BayesianInfluence",
     "Estimator",
     "Influence",
+    "Information",
+    "InformationEstimate",
     "KernelEstimate",
     "LossKernel",
     "Responses",
