@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,3 +191,8 @@ def test_components_that_cannot_be() -> None:
         Component(("a",), {"a": torch.ones(1)})
     with pytest.raises(TypeError, match=r"write Component\(\('a',\)\)"):
         Component("a")  # type: ignore[arg-type]
+
+
+def test_what_the_page_on_components_shows_works_as_written() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "components.md").read_text()
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), "components.md", "exec"), {})
