@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lightning_slt as slt
 from lightning_slt.components import Component, resolve_components
 from tests.attentions import HEADS, LAYOUTS, WIDTH, GPT2Attention, Layout, LlamaAttention, Separate
 
@@ -250,3 +251,27 @@ def test_perceptrons_are_no_attention(factor: int) -> None:
 
     with pytest.raises(ValueError, match="found no attention"):
         resolve_components(Perceptron(), "heads")
+
+
+@pytest.mark.parametrize("method", ["vectorized", "sequential"])
+def test_every_head_has_an_llc_of_its_own(method: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    before = deepcopy(net.state_dict())
+    found = slt.estimate(
+        net,
+        torch.utils.data.TensorDataset(torch.randn(16, 3, 8)),
+        [slt.LLC()],
+        loss_fn=lambda module, batch: module(batch[0])[..., 0].square().mean(1),
+        sampler=slt.SGLD(step_size=1e-4),
+        nbeta=10.0,
+        localization=10.0,
+        sampling=slt.SamplingConfig(num_chains=2, num_draws=5, num_burnin=0, batch_size=8, chain_method=method),
+        components="heads",
+    )
+    assert list(found) == ["layers.0.h0", "layers.0.h1", "layers.1.h0", "layers.1.h1"]
+    values = [estimates["llc"].mean for estimates in found.values()]
+    assert len(set(values)) == 4
+    assert torch.tensor(values).isfinite().all()
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

@@ -78,7 +78,7 @@ SAMPLERS: list[Sampler] = [
     slt.SGNHT(step_size=1e-4),
     slt.UnderdampedLangevin(step_size=1e-2, friction=1.0),
     slt.MALA(step_size=1e-4),
-    slt.HMC(step_size=1e-2),
+    slt.HMC(step_size=1e-2, num_leapfrog=2),
 ]
 
 
