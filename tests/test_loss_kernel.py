@@ -30,8 +30,9 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def run_of(traces, anchor, labels):
-    known = ProbeAtAnchor(anchor=anchor, labels=labels, indices=torch.arange(len(anchor)))
+def run_of(traces, anchor, labels, indices=None):
+    indices = torch.arange(len(anchor)) if indices is None else indices
+    known = ProbeAtAnchor(anchor=anchor, labels=labels, indices=indices)
     return Run(
         num_chains=len(traces), num_draws=traces.shape[1], nbeta=10.0, localization=5.0, dimension=3,
         probes={"probe": known},
@@ -382,6 +383,17 @@ def test_probes_that_have_no_kernel():
         kernel_of(TRACES[:, :, :1])
     with pytest.raises(ValueError, match="3 sprites, and sample 6 of probe 'probe' needs one"):
         kernel_of(TRACES, sprites=torch.zeros(3, 1, 2, 2))
+
+
+def test_sprites_are_those_of_the_samples():
+    pictures = torch.arange(9.0)[:, None, None, None].expand(9, 3, 2, 2)
+    indices = torch.tensor([1, 4, 8])
+    run = run_of(TRACES[:, :, :3], torch.zeros(3), None, indices)
+    accumulator = LossKernel(DATA, sprites=pictures).start(run)
+    feed(accumulator, TRACES[:, :, :3], range(3))
+    kernel = accumulator.compute()
+    assert kernel.sprites[:, 0, 0, 0].tolist() == [1, 4, 8]
+    assert [row[1] for row in kernel_embedding(kernel).labels] == ["1", "4", "8"]
 
 
 @pytest.mark.parametrize("labels", [None, torch.arange(20) % 3])
