@@ -136,9 +136,11 @@ class _SharedPasses:
         self.rows = union.anchor_row.repeat(len(chunks) * self.count, 1)
         self.passes = VectorizedPasses(union, self.rows, record=record)
         starts = {leaf.name: leaf.start for leaf in union.leaves}
+        # alone each evaluates what a sampler looks at again: exact ones do at every step, others four times a run
+        often = record and chunks[0].sampler.full_batch
+        alone = [VectorizedPasses(chunk.posterior, chunk.position, record=often) for chunk in chunks]
         self.members = [
-            _Member(chunk.posterior, chunk.passes, self, place, _columns(chunk.posterior, starts))
-            for place, chunk in enumerate(chunks)
+            _Member(passes, self, place, _columns(passes.posterior, starts)) for place, passes in enumerate(alone)
         ]
         self.next_step()
 
@@ -157,13 +159,12 @@ class _SharedPasses:
             self._gradients.append(self.passes.loss_and_gradient(batch.repeat(len(self.members))))
         return self._gradients[order]
 
-    def losses(self, batch: ChainBatch, loss: FunctionalLoss | None, *, mean: bool) -> Tensor:
-        """Of all members, on a minibatch or on a probe; ``mean`` gives one a chain."""
-        key = (-1, 0) if mean else (id(batch), id(loss))
+    def losses(self, batch: ChainBatch, loss: FunctionalLoss | None) -> Tensor:
+        """Of all members, on a part of a probe."""
+        key = (id(batch), id(loss))
         if key not in self._losses:
             self._write()
-            batch = batch.repeat(len(self.members))
-            self._losses[key] = self.passes.loss(batch) if mean else self.passes.losses(batch, loss)
+            self._losses[key] = self.passes.losses(batch.repeat(len(self.members)), loss)
         return self._losses[key]
 
     def _write(self) -> None:
@@ -179,12 +180,9 @@ class _Member(Passes):
     It has no leaves of its own to be filled, so that it answers in the place of the base's methods.
     """
 
-    def __init__(
-        self, posterior: LocalPosterior, alone: Passes, shared: _SharedPasses, place: int, columns: Tensor
-    ) -> None:
-        self.posterior, self.position, self.alone, self.shared, self.columns = (
-            posterior, alone.position, alone, shared, columns,
-        )  # fmt: skip
+    def __init__(self, alone: Passes, shared: _SharedPasses, place: int, columns: Tensor) -> None:
+        self.posterior, self.position = alone.posterior, alone.position
+        self.alone, self.shared, self.columns = alone, shared, columns
         self.part = slice(place * shared.count, (place + 1) * shared.count)
         self.served: list[ChainBatch] = []
 
@@ -200,18 +198,18 @@ class _Member(Passes):
         return loss[self.part], Gradient(parts, self.position)
 
     def loss(self, batch: ChainBatch) -> Tensor:
-        """Mean minibatch loss ``[chain]``, in nats."""
-        return self.shared.losses(batch, None, mean=True)[self.part]
+        """Mean minibatch loss ``[chain]``, in nats; once a run, so that a pass of its own is not worth recording."""
+        return self.loss_and_gradient(batch)[0]
 
     def losses(self, batch: ChainBatch, loss: FunctionalLoss | None = None) -> Tensor:
         """Losses of each sample of a probe ``[chain, sample]`` or ``[chain, sample, token]``, in nats."""
-        return self.shared.losses(batch, loss, mean=False)[self.part]
+        return self.shared.losses(batch, loss)[self.part]
 
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
         return self.loss_and_gradient(batch)
 
     def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
-        return self.shared.losses(batch, loss, mean=mean)[self.part]
+        return self.loss(batch) if mean else self.losses(batch, loss)
 
 
 def _columns(posterior: LocalPosterior, starts: Mapping[str, int]) -> Tensor:
