@@ -96,7 +96,7 @@ def test_a_picture_is_drawn(
     monkeypatch.setattr(sys, "argv", arguments)
     script.main()
     assert (tmp_path / "failure_modes.png").read_bytes().startswith(b"\x89PNG")
-    short, diverged = capsys.readouterr().out.splitlines()
+    diverged, short = capsys.readouterr().out.splitlines()
     assert "rhat" in short
     assert "finite 2" in diverged
     assert not list(tmp_path.glob("*.json"))
