@@ -168,11 +168,11 @@ def test_the_ceiling_is_what_a_perfect_prediction_reaches():
 def test_intervals_cover():
     truth = torch.tensor([lds(i, r, num_resamples=2).score for r, i in
                           (additive(2.0, subsets=30, queries=10, seed=3 * s) for s in range(400))]).mean()  # fmt: skip
-    count = 100
+    count = 250
     hits = 0
     for s in range(count):
         retrained, influence = additive(2.0, subsets=30, queries=10, seed=10_000 + 3 * s)
-        found = lds(influence, retrained, num_resamples=60, seed=s)
+        found = lds(influence, retrained, num_resamples=50, seed=s)
         hits += found.lower <= truth <= found.upper
     assert abs(hits / count - 0.9) < 4 * math.sqrt(0.9 * 0.1 / count)
 
