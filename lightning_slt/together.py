@@ -27,8 +27,8 @@ from lightning_slt.types import Draw, FunctionalLoss, Params
 SMALL_PASS = 250_000
 """Bytes of activations of one chain up to which components of different parameters share passes.
 
-Gradients of all their parameters are then computed for every chain, needed or not. On one thread, with four chains of 200
-steps, together cost this times one after another, all components, and those of the same parameters alone: layers of
+Gradients of all their parameters are then computed for every chain, needed or not. On one thread, with four chains of
+200 steps, together cost this times one after another, all components, and those of the same parameters alone: layers of
 perceptrons 0.49 and 0.89 at 0.07 MB, 1.04 and 0.84 at 0.27; layers of a transformer 0.52 and 0.81 at 0.21 MB; heads of
 transformers 0.45 and 0.46 at 0.20 MB, 0.77 and 0.72 at 0.79.
 """
