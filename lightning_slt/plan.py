@@ -2,6 +2,7 @@ r"""One pass of chains for every estimator: the union of what they need, run onc
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -184,7 +185,7 @@ def _describe(
         dimension=posterior.dimension,
         num_samples=len(data),
         share_batches=config.share_batches and config.batch_size < len(data),
-        stability=settings.stability,
+        stability=math.nan if settings.sampler.full_batch else settings.stability,  # exact at any step that moves
         steps=settings.steps,
         curvature=settings.curvature,
         probes={name: probe.known for name, probe in snapshot.probes.items()},

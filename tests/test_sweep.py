@@ -110,6 +110,22 @@ def test_the_longest_step_that_agrees_is_chosen():
     assert choose(list(reversed(trials))).trial is trials[2]
 
 
+def test_bias_does_not_add_up_along_the_line():
+    trials = [trial(e, m) for e, m in ((1e-4, 5.0), (2e-4, 5.3), (4e-4, 5.7), (8e-4, 6.1))]
+    assert choose(trials).trial is trials[1]
+
+
+def test_the_foot_of_a_slope_is_no_plateau():
+    """The shortest step has no shorter one to disagree with; longer ones converge further."""
+    slope = [trial(1e-4, 15.8, stderr=0.3), trial(2e-4, 22.2, stderr=0.3), trial(4e-4, 26.1, refused=("heating 0.2",))]
+    coarse = [trial(e, 8.0, gamma=30.0, condition=3.0) for e in (1e-4, 2e-4)]
+    assert choose([*slope, *coarse]).trial is coarse[1]
+    alone = choose(slope)
+    assert alone.trial is None
+    only = trial(1e-4, 15.8)
+    assert choose([only]).trial is only
+
+
 def test_a_difference_within_the_error_is_none():
     trials = [trial(1e-4, 5.0, stderr=0.5), trial(2e-4, 6.0, stderr=0.5)]
     assert choose(trials).trial is trials[1]

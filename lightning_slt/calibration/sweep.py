@@ -243,8 +243,7 @@ class Choice:
 def choose(trials: Sequence[Trial]) -> Choice:
     r"""The finest resolution at which chains converge, the nβ at which λ̂ changes least, the longest step without bias.
 
-    For each nβ and γ the longest step size that was not refused and whose λ̂ agrees with the next shorter one's; among
-    those the largest κ; among those the nβ nearest to 30, of those on a plateau where there are any: λ̂ changes by less
+    For each nβ and γ the longest step size that was not refused and up to which λ̂ is flat; among those the largest κ; among those the nβ nearest to 30, of those on a plateau where there are any: λ̂ changes by less
     than a tenth towards some other nβ.
     """
     best = [t for t in (_longest_step(group) for group in _groups(trials)) if t is not None]
@@ -258,7 +257,7 @@ def choose(trials: Sequence[Trial]) -> Choice:
     change = changes[id(chosen)]
     words = [
         f"κ = {chosen.condition:.3g} is the finest resolution at which {chosen.trace.shape[1]} steps converge",
-        f"ε = {chosen.sampler.step_size:.3g} is the longest step at which λ̂ agrees with the next shorter one",
+        f"ε = {chosen.sampler.step_size:.3g} is the longest step up to which λ̂ is flat",
     ]
     if math.isfinite(change):
         plateau = "on the plateau" if change <= PLATEAU else "no plateau"
@@ -275,10 +274,22 @@ def _groups(trials: Sequence[Trial]) -> list[list[Trial]]:
 
 
 def _longest_step(group: Sequence[Trial]) -> Trial | None:
-    for shorter, trial in zip(reversed([None, *group[:-1]]), reversed(group), strict=True):
-        if not trial.refused and (shorter is None or _agree(trial.estimate, shorter.estimate)):
-            return trial
-    return None
+    """The longest step up to which λ̂ is flat: it agrees with the shortest possible one, and so do all between.
+
+    Bias would add up along a line whose points agree with their neighbours alone. And where the next longer step says
+    something else the shortest has not converged: its value stands at the foot of a slope.
+    """
+    candidates = [t for t in group if not t.refused]
+    if not candidates:
+        return None
+    first, longest = candidates[0], candidates[0]
+    for trial in candidates[1:]:
+        if not _agree(trial.estimate, first.estimate):
+            break
+        longest = trial
+    longer = next((t for t in group if t.sampler.step_size > first.sampler.step_size), None)
+    slope = longest is first and longer is not None and not _agree(longer.estimate, first.estimate)
+    return None if slope else longest
 
 
 def _agree(a: Estimate, b: Estimate) -> bool:
@@ -295,6 +306,6 @@ def _change(trial: Trial, others: Sequence[Trial]) -> float:
 def _commonest_refusal(trials: Sequence[Trial]) -> str:
     names = Counter(reason.split()[0] for trial in trials for reason in trial.refused)
     if not names:
-        return "at every step size λ̂ differs from that at the next shorter one"
+        return "λ̂ depends on the step size everywhere; give more draws"
     counted = ", ".join(f"{name} in {count}" for name, count in names.most_common(3))
     return f"of {len(trials)} settings {counted} were refused"

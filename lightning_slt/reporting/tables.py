@@ -31,7 +31,7 @@ MEANINGS = {
     "localization": "strength γ of the pull towards the anchor",
     "resolution": "γ/nβ: directions of smaller curvature do not count",
     "curvature": "largest curvature of the loss at this anchor",
-    "stability": "ε(nβ·curvature + γ); kept below 0.4",
+    "stability": "ε(nβ·curvature + γ); kept below 0.2",
     "sampler": "nβ and γ stay fixed for the run, so that readings are comparable",
     "sampler.step_size": "ε of this reading; cut later where the curvature has grown (see the records)",
     "num_chains": "independent chains; error bars come from their spread",

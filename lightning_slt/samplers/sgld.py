@@ -24,7 +24,7 @@ class SGLD(Sampler):
     r"""Langevin dynamics with minibatch gradients.
 
     Args:
-        step_size: ε. Keep ``ε (nβ λ_max + γ)`` below about 0.4 where values matter.
+        step_size: ε. Keep ``ε (nβ λ_max + γ)`` below about 0.2 where values matter.
         temperature: Scales the noise variance; 0 is gradient flow.
 
     >>> SGLD(step_size=1e-4)
