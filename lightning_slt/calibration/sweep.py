@@ -243,8 +243,9 @@ class Choice:
 def choose(trials: Sequence[Trial]) -> Choice:
     r"""The finest resolution at which chains converge, the nβ at which λ̂ changes least, the longest step without bias.
 
-    For each nβ and γ the longest step size that was not refused and up to which λ̂ is flat; among those the largest κ; among those the nβ nearest to 30, of those on a plateau where there are any: λ̂ changes by less
-    than a tenth towards some other nβ.
+    For each nβ and γ the longest step size that was not refused and up to which λ̂ is flat; among those the largest κ;
+    among those the nβ nearest to 30, of those on a plateau where there are any: λ̂ changes by less than a tenth towards
+    some other nβ.
     """
     best = [t for t in (_longest_step(group) for group in _groups(trials)) if t is not None]
     if not best:
