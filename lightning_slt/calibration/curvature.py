@@ -17,7 +17,10 @@ from lightning_slt.sampling import SamplingConfig
 from lightning_slt.seeding import generator
 
 PROBE_SAMPLES = 256
-"""Samples on which the curvature is measured."""
+"""Samples on which the curvature is measured, or ..."""
+
+PROBE_BATCHES = 32
+"""... so many minibatches, where these are small."""
 
 FIRST_ITERATIONS = 12
 """Of the power method from a random direction: λ_max to about 5 %."""
@@ -147,7 +150,8 @@ def _reach(posterior: LocalPosterior, curvature: Tensor) -> Tensor:
 
 
 def _probe_batches(data: SamplingData, sampling: SamplingConfig) -> list[ChainBatch]:
-    count = min(len(data), PROBE_SAMPLES)
+    """Minibatches of the size that chains will see: some networks take no other."""
+    size = min(sampling.batch_size, len(data))
+    count = min(len(data), max(size, min(PROBE_SAMPLES, PROBE_BATCHES * size)))
     order = torch.randperm(len(data), generator=generator(sampling.seed, "curvature data"))[:count]
-    size = min(max(sampling.batch_size, 64), count)
     return [data.chain_batch(order[i : i + size]) for i in range(0, count - size + 1, size)]
