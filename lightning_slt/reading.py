@@ -30,18 +30,11 @@ from lightning_slt.estimators.base import Estimator
 from lightning_slt.finding import Calibration, Grids, grid_size, search
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
-from lightning_slt.plan import (
-    Reduce,
-    Results,
-    Snapshot,
-    fetch_probes,
-    prepare,
-    run_chains,
-    take_snapshot,
-)
+from lightning_slt.running import Reduce, Results, run_chains
 from lightning_slt.samplers import SGLD, Sampler
 from lightning_slt.sampling import SamplingConfig
 from lightning_slt.seeding import derive_seed
+from lightning_slt.snapshot import Snapshot, fetch_probes, prepare, take_snapshot
 from lightning_slt.sources import source_parts
 from lightning_slt.types import Batch, LossFn
 

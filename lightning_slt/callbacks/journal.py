@@ -16,13 +16,13 @@ import torch
 from lightning_slt.calibration import Settings
 from lightning_slt.components import FULL
 from lightning_slt.data import SamplingData
-from lightning_slt.plan import Results
 from lightning_slt.reading import Anchor
 from lightning_slt.records import Reading, RecordWriter
 from lightning_slt.reporting.pictures import write_pictures
 from lightning_slt.reporting.scalars import Keys, missing, scalars
 from lightning_slt.reporting.tables import describe_settings, settings_table
 from lightning_slt.reporting.tensorboard import write_text
+from lightning_slt.running import Results
 
 
 class Journal:

@@ -18,10 +18,11 @@ from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.resume import freeze, thaw
 from lightning_slt.callbacks.surroundings import evaluation_context, mover, steps_of_run
-from lightning_slt.plan import FailedReadingError, OnFailure, Results, report_failures
+from lightning_slt.plan import FailedReadingError, OnFailure, report_failures
 from lightning_slt.reading import Anchor, Reader, Request
 from lightning_slt.reporting.advice import Verdicts, worthless
 from lightning_slt.reporting.progress import reading_progress
+from lightning_slt.running import Results
 
 MEANINGFUL = 0.05
 """Share of a fit after which reading time over training time says something."""

@@ -13,10 +13,11 @@ from lightning_slt.finding.result import Calibration, Target
 from lightning_slt.finding.searches import Amounts, grid_values, reach_absolute, search
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
-from lightning_slt.plan import check_settings, prepare, take_snapshot
+from lightning_slt.plan import check_settings
 from lightning_slt.samplers import SGLD, Sampler
 from lightning_slt.sampling import SamplingConfig
 from lightning_slt.seeding import derive_seed
+from lightning_slt.snapshot import prepare, take_snapshot
 from lightning_slt.sources import source_parts
 from lightning_slt.types import LossFn
 

@@ -11,10 +11,10 @@ from lightning_slt.calibration.absolute import Attempt, attempt_absolute
 from lightning_slt.calibration.sweep import CONDITIONS, NBETAS, STABILITIES, Trial, build_grid, choose, sweep
 from lightning_slt.components import Component
 from lightning_slt.finding.result import Calibration
-from lightning_slt.plan import Snapshot
 from lightning_slt.preflight import anchor_losses, fit_chunk
 from lightning_slt.samplers import Sampler
 from lightning_slt.sampling import SamplingConfig
+from lightning_slt.snapshot import Snapshot
 from lightning_slt.types import is_amount
 
 Grids = Mapping[str, list[float] | None]
