@@ -196,9 +196,9 @@ def cases() -> list[Case]:
         ),
         Case(title="Step too long", setup="quadratic, εP = 2", run=sgld(2.0), truth=exact),
         Case(
-            title="Network at the default step",
-            setup="as panel 2, ε left open",
-            run=lambda: network(1000),
+            title="Step too long for a network",
+            setup="as panel 2, four times the step",
+            run=lambda: network(1000, sampler=slt.SGLD(step_size=4.8e-3)),
         ),
         Case(
             title="Step too long, AdamSGLD",

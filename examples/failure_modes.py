@@ -187,8 +187,6 @@ def found(calibration: slt.Calibration, passes: int) -> dict[str, Any]:
 def for_page(figure: Figure) -> Figure:
     """The package's picture at the width of a page."""
     figure.set_size_inches(9, 7)
-    first = figure.axes[0]
-    first.set_ylim(top=first.get_ylim()[0] + 1.35 * (first.get_ylim()[1] - first.get_ylim()[0]))  # room for the legend
     figure.suptitle(textwrap.fill(figure.get_suptitle(), 110), fontsize=9, color=INK, x=0.01, ha="left")
     return figure
 

@@ -73,7 +73,7 @@ def calibration_figure(trials: Sequence[Trial], chosen: Trial | None, *, title: 
         acceptance.text(0.5, 0.5, "this sampler's steps have no density", transform=acceptance.transAxes, ha="center")
     shown = chosen or min(trials, key=lambda t: (len(t.refused), t.sampler.step_size))
     _traces(traces, shown, "suggested" if chosen is not None else "refused for " + "; ".join(shown.refused))
-    steps.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    steps.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     nbetas.legend(fontsize=8, frameon=False)
     return figure
 
