@@ -70,6 +70,7 @@ def estimate(
         ValueError: For settings, data or losses that cannot be sampled.
         FailedReadingError: If a chain failed and ``on_failure="raise"``.
 
+    >>> import torch
     >>> import lightning_slt as slt
     >>> from torch.utils.data import TensorDataset
     >>> net = nn.Linear(3, 1)

@@ -30,6 +30,7 @@ class Probe:
         ValueError: If the name is empty or the number not positive.
         TypeError: If the loss is no function of (module, batch).
 
+    >>> import torch
     >>> Probe([torch.zeros(2), torch.ones(2)], name="two").name
     'two'
     """

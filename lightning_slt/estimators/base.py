@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torchmetrics import Metric
@@ -14,10 +14,7 @@ from torchmetrics import Metric
 from lightning_slt.probes import Probe, ProbeAtAnchor
 from lightning_slt.types import Draw
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-SCALAR_FIELDS = ("mean", "stderr", "lower", "upper", "rhat")
+SCALAR_FIELDS: tuple[str, ...] = ("mean", "stderr", "lower", "upper", "rhat")
 """What is logged of a scalar :class:`lightning_slt.types.Estimate`, beside ``ok``."""
 
 
@@ -95,20 +92,24 @@ class Estimator(ABC):
         control: Whether the chains shall run once more at nβ = 0, for :meth:`controlled`. One such run serves all
             estimators that ask.
         fields: Names of the scalars that its result has, beside ``ok``.
-        source: Samples for chains of its own; None for the reading's. See :meth:`on`.
         spanning: Whether its result spans components, and is made by :meth:`combine` of what each of them gives.
     """
 
     name: str
     control: bool = False
-    source: Source | None = None
-    fields: ClassVar[tuple[str, ...]] = SCALAR_FIELDS
-    spanning: ClassVar[bool] = False
+    # no annotations: command-line parsers look them up in the modules of subclasses
+    fields = SCALAR_FIELDS
+    spanning = False
 
     @property
     def probes(self) -> tuple[Probe, ...]:
         """The probes whose losses it needs at every draw."""
         return ()
+
+    @property
+    def source(self) -> Source | None:
+        """Samples for chains of its own; None for the reading's. See :meth:`on`."""
+        return getattr(self, "_source", None)
 
     @property
     def moves(self) -> Any:
@@ -120,7 +121,7 @@ class Estimator(ABC):
         """Whether it needs the chains of all weights, too: :meth:`combine` finds what they gave under ``WHOLE``."""
         return False
 
-    def on(self, data: Any, *, name: str) -> Self:
+    def on(self, data: Any, *, name: str) -> Any:
         """The same on other samples: a copy whose chains draw their minibatches from these (a data-refined quantity).
 
         Args:
@@ -133,7 +134,7 @@ class Estimator(ABC):
         if not isinstance(name, str) or not name.strip() or "/" in name:
             raise ValueError(f"the name of a data set must be a non-empty word without '/', got {name!r}")
         other = copy(self)
-        for key, value in (("source", Source(name, data)), ("name", f"{self.name}/{name}")):
+        for key, value in (("_source", Source(name, data)), ("name", f"{self.name}/{name}")):
             object.__setattr__(other, key, value)
         return other
 

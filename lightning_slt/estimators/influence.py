@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ class BayesianInfluence(Estimator):
     tokens: Tokens = "sum"
     pooled: bool = False
     thresholds: Thresholds = field(default_factory=Thresholds)
-    fields: ClassVar[tuple[str, ...]] = ("factor", "n_eff", "reliability", "strength", "rhat", "silent")
+    fields = ("factor", "n_eff", "reliability", "strength", "rhat", "silent")
 
     def __post_init__(self) -> None:
         """Take bare data for probes, and refuse words that mean nothing."""

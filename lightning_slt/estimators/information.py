@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class Information(Estimator):
     _: KW_ONLY
     name: str = "information"
     thresholds: Thresholds = field(default_factory=Thresholds)
-    fields: ClassVar[tuple[str, ...]] = (
+    fields = (
         "functional_variance", "singular_fluctuation", "training_loss", "waic", "waic_stderr", "wbic",
     )  # fmt: skip
 

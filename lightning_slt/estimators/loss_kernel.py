@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,7 +197,7 @@ class LossKernel(Estimator):
     rank: int = 32
     sprites: Tensor | None = field(default=None, repr=False)
     thresholds: Thresholds = field(default_factory=Thresholds)
-    fields: ClassVar[tuple[str, ...]] = NUMBERS
+    fields = NUMBERS
 
     def __post_init__(self) -> None:
         """Take bare data for a probe, and refuse what cannot be drawn or kept."""

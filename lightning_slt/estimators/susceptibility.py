@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -126,8 +126,8 @@ class Susceptibility(Estimator):
     control: bool
     reference: Probe
     thresholds: Thresholds
-    fields: ClassVar[tuple[str, ...]] = ("signal", "uniform")
-    spanning: ClassVar[bool] = True
+    fields = ("signal", "uniform")
+    spanning = True
 
     def __init__(
         self,
