@@ -1,6 +1,7 @@
 """Curvature against the exact Hessian, step sizes that follow it, and settings without a user."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,14 @@ def test_the_step_size_follows_the_curvature(grown):
     assert made == pytest.approx(min(needed, MAX_STRETCH), rel=0.03)
     assert after.steps == pytest.approx(min(1.0, MAX_STRETCH / needed))
     assert (after.nbeta, after.localization) == (before.nbeta, before.localization)
+
+
+def test_a_longer_step_that_a_search_found_is_kept():
+    longer = replace(settings(2.0), sampler=slt.SGLD(step_size=2 * STABILITY / 80), stability=2 * STABILITY)
+    assert follow_curvature(longer, 2.0).sampler.step_size == longer.sampler.step_size
+    grown = follow_curvature(longer, 6.0)
+    assert grown.stability == pytest.approx(2 * STABILITY)
+    assert grown.sampler.step_size < longer.sampler.step_size
 
 
 def test_settings_are_found_for_a_trained_network():

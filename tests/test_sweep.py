@@ -124,6 +124,8 @@ def test_the_foot_of_a_slope_is_no_plateau():
     assert alone.trial is None
     only = trial(1e-4, 15.8)
     assert choose([only]).trial is only
+    lonely = [trial(1e-4, 14.0, refused=("rhat 1.2",)), trial(2e-4, 15.0), trial(4e-4, 16.0, refused=("heating 0.2",))]
+    assert "the only one of 3 step sizes that was not refused" in choose(lonely).reason
 
 
 def test_a_difference_within_the_error_is_none():

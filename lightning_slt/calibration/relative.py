@@ -140,19 +140,21 @@ def follow_curvature(settings: Settings, curvature: float) -> Settings:
         curvature: λ_max at this anchor.
 
     Returns:
-        Settings of this reading. ε is never raised. Where the curvature asks for more than ``MAX_STRETCH`` times the
-        steps, those are capped, and the health check ``steps`` says so.
+        Settings of this reading. ε is never raised, and a larger s that a search has found to be safe is kept. Where the
+        curvature asks for more than ``MAX_STRETCH`` times the steps, those are capped, and the health check ``steps``
+        says so.
     """
     sampler, sampling = settings.sampler, settings.sampling
+    limit = max(STABILITY, settings.stability) if math.isfinite(settings.stability) else STABILITY
     stability = sampler.step_size * (settings.nbeta * curvature + settings.localization)
-    if stability > STABILITY:
-        needed = stability / STABILITY
+    if stability > limit:
+        needed = stability / limit
         stretch = min(needed, MAX_STRETCH)
-        sampler = replace(sampler, step_size=sampler.step_size * STABILITY / stability)
+        sampler = replace(sampler, step_size=sampler.step_size * limit / stability)
         burnin = math.ceil((sampling.num_burnin or 0) * stretch)
         sampling = replace(sampling, num_burnin=burnin, thinning=round(sampling.thinning * stretch))
         settings = replace(settings, sampler=sampler, sampling=sampling, steps=stretch / needed)
-        stability = STABILITY
+        stability = limit
     return replace(settings, curvature=curvature, stability=stability)
 
 

@@ -258,7 +258,7 @@ def choose(trials: Sequence[Trial]) -> Choice:
     change = changes[id(chosen)]
     words = [
         f"κ = {chosen.condition:.3g} is the finest resolution at which {chosen.trace.shape[1]} steps converge",
-        f"ε = {chosen.sampler.step_size:.3g} is the longest step up to which λ̂ is flat",
+        f"ε = {chosen.sampler.step_size:.3g} is {_step_reason(chosen, trials)}",
     ]
     if math.isfinite(change):
         plateau = "on the plateau" if change <= PLATEAU else "no plateau"
@@ -291,6 +291,13 @@ def _longest_step(group: Sequence[Trial]) -> Trial | None:
     longer = next((t for t in group if t.sampler.step_size > first.sampler.step_size), None)
     slope = longest is first and longer is not None and not _agree(longer.estimate, first.estimate)
     return None if slope else longest
+
+
+def _step_reason(chosen: Trial, trials: Sequence[Trial]) -> str:
+    group = [t for t in trials if (t.nbeta, t.localization) == (chosen.nbeta, chosen.localization)]
+    if sum(not t.refused for t in group) == 1:
+        return f"the only one of {len(group)} step sizes that was not refused: more draws would show whether λ̂ is flat"
+    return "the longest step up to which λ̂ is flat"
 
 
 def _agree(a: Estimate, b: Estimate) -> bool:

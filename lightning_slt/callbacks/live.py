@@ -24,6 +24,9 @@ from lightning_slt.reporting.advice import Verdicts, worthless
 from lightning_slt.reporting.progress import reading_progress
 from lightning_slt.running import Results
 
+WORTH_TELLING = 2.0
+"""Seconds of a reading from which its cost is told."""
+
 MEANINGFUL = 0.05
 """Share of a fit after which reading time over training time says something."""
 
@@ -212,8 +215,18 @@ class LiveReadings:
             )
         if failure is None:
             self.budget.learn(self.budget.clock() - began)
+        if self.index == 1 and self.budget.share is None:
+            self._tell_the_cost(duration)
         self._speak(anchor.step, results, bad)
         return True
+
+    def _tell_the_cost(self, seconds: float) -> None:
+        if seconds >= WORTH_TELLING:
+            rank_zero_info(
+                f"{self.name}: the first reading took {seconds:.3g} s. Later ones cost as much or more where the "
+                "curvature grows; max_overhead=0.1 keeps them to a tenth of the training time, and "
+                "sampling=SamplingConfig(num_chains=4, num_draws=100) makes each a quarter as long"
+            )
 
     def _try(self, anchor: Anchor, look: _Look | None, on_credit: bool) -> tuple[Settings, dict[str, Results]]:
         """All processes come to the end of a reading together, or all give it up; no results where it is too dear."""
