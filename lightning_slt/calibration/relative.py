@@ -140,7 +140,7 @@ def follow_curvature(settings: Settings, curvature: float) -> Settings:
         curvature: λ_max at this anchor.
 
     Returns:
-        Settings of this reading. ε is never raised, and a larger s that a search has found to be safe is kept. Where the
+        Settings of this reading. ε is never raised, and a larger s that a search found safe is kept. Where the
         curvature asks for more than ``MAX_STRETCH`` times the steps, those are capped, and the health check ``steps``
         says so.
     """
