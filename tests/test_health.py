@@ -116,3 +116,15 @@ def test_the_reach_of_a_quadratic_is_fixed_by_its_llc():
     distance = sum(1 / (nbeta * h + gamma) for h in curvatures)
     llc = quadratic_llc(curvatures, nbeta=nbeta, localization=gamma)
     assert distance * gamma / 3 == pytest.approx(1 - 2 * llc / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize(("stderr", "fails"), [(0.5, True), (2.0, False)])
+def test_heating_within_the_error_bar_only_warns(stderr, fails):
+    """A value of 10 that is 2 too high: told by an error of ½, lost in one of 2."""
+    from lightning_slt.estimators.llc import _within_error
+
+    judged = judge({"heating": 0.2, "rhat": 1.0}, {}, slt.Thresholds())
+    assert judged.failed == ("heating",)
+    health = _within_error(judged, 10.0, stderr)
+    assert health.ok is not fails
+    assert ("heating" in health.failed, "heating" in health.warnings) == (fails, not fails)

@@ -21,7 +21,7 @@ from lightning_slt.diagnostics import autocorrelation_time, ess_bulk
 from lightning_slt.estimators.base import Accumulator, Estimator, Run
 from lightning_slt.health import Thresholds, judge, trace_values
 from lightning_slt.statistics import Traces, statistics_device
-from lightning_slt.types import Draw, Estimate
+from lightning_slt.types import Draw, Estimate, Health
 
 MOTION = (
     "distance", "gradient_norm", "localization_norm", "noise_norm", "drift_to_noise", "acceptance", "heating"
@@ -95,7 +95,7 @@ class _LLCAccumulator(Accumulator):
             mean=mean,
             stderr=stderr,
             per_chain=per_chain,
-            health=judge(values, dead, self.estimator.thresholds),
+            health=_within_error(judge(values, dead, self.estimator.thresholds), mean, stderr),
             traces={"loss": rise.clone()} if self.estimator.traces else {},
             diagnostics=self.estimator.diagnostics,
         )
@@ -135,6 +135,15 @@ def _heating(measured: Tensor, values: Tensor) -> dict[str, float]:
     shares = measured.sum(1) / seen.sum(1) / (2 * values.mean())
     error = float(shares.std()) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
     return {"heating": float(shares.mean()), "heating_stderr": error}
+
+
+def _within_error(health: Health, mean: float, stderr: float) -> Health:
+    """Heating that two standard errors cover is no failure: near zero it is a large share of next to nothing."""
+    covered = health.values.get("heating", math.inf) * abs(mean) < 2 * stderr
+    if "heating" not in health.failed or not covered:
+        return health
+    failed = tuple(name for name in health.failed if name != "heating")
+    return replace(health, ok=not failed, failed=failed, warnings=(*health.warnings, "heating"))
 
 
 def _dead_chains(rise: Tensor, steps: Tensor) -> dict[int, int]:
