@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random as pyrandom
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,6 +21,7 @@ from lightning_slt.estimators.loss_kernel import NUMBERS
 from lightning_slt.gram import compressed, normalized, spectrum
 from lightning_slt.probes import ProbeAtAnchor
 from lightning_slt.reporting.kernels import kernel_embedding, kernel_figure, kernel_pictures
+from lightning_slt.reporting.pictures import write_pictures
 from lightning_slt.results import StoredResult
 from lightning_slt.statistics import map_states
 from lightning_slt.types import Draw, student_t_quantile
@@ -408,6 +411,13 @@ def test_pictures_say_what_they_show(labels):
     assert embedding.points.shape == (20, 20)
     assert [row[0] for row in embedding.labels] == ["" if labels is None else str(i % 3) for i in range(20)]
     assert embedding.sprites is not None
+
+
+def test_drawing_changes_no_random_state(tmp_path):
+    kernel = kernel_of(random(4, 30, 20))
+    before = pyrandom.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    write_pictures([TensorBoardLogger(tmp_path)], "slt", {"full": {"loss_kernel": kernel}}, 0)
+    assert before == (pyrandom.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
 def test_live(tmp_path):

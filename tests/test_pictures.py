@@ -61,6 +61,13 @@ def test_pictures_stand_under_the_result(drawn: list[str], tmp_path: Path) -> No
     assert (folder / "sprite.png").exists()
 
 
+def test_a_reading_made_again_is_silent(drawn: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    for _ in range(2):
+        write_pictures([logger], "slt", {"full": {"kernel": Drawn()}}, 7)
+    assert capsys.readouterr().out == ""
+
+
 def test_nothing_is_drawn_where_nobody_looks(drawn: list[str]) -> None:
     write_pictures([MemoryLogger()], "slt", {"full": {"kernel": Drawn()}}, 7)
     assert drawn == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from io import StringIO
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -81,11 +83,12 @@ def write_embedding(loggers: Sequence[Logger], tag: str, embedding: Embedding, s
     """Log a map of samples where a logger has a projector."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_embedding(
-                embedding.points.float().cpu(),
-                metadata=[list(row) for row in embedding.labels],
-                metadata_header=list(embedding.header),
-                label_img=embedding.sprites,
-                global_step=step,
-                tag=tag,
-            )
+            with redirect_stdout(StringIO()):  # torch prints a warning where a reading is made again
+                logger.experiment.add_embedding(
+                    embedding.points.float().cpu(),
+                    metadata=[list(row) for row in embedding.labels],
+                    metadata_header=list(embedding.header),
+                    label_img=embedding.sprites,
+                    global_step=step,
+                    tag=tag,
+                )
