@@ -14,7 +14,16 @@ from lightning_slt.callbacks import (
 )
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
-from lightning_slt.estimators import LLC, BayesianInfluence, Estimator, Information, LossKernel, Susceptibility
+from lightning_slt.estimators import (
+    LLC,
+    AtAnchor,
+    BayesianInfluence,
+    Estimator,
+    Information,
+    LossKernel,
+    Susceptibility,
+    View,
+)
 from lightning_slt.finding import Calibration, calibrate
 from lightning_slt.health import Thresholds
 from lightning_slt.plan import FailedReadingError, estimate
@@ -36,6 +45,7 @@ __all__ = [
     "SGLD",
     "SGNHT",
     "AdamSGLD",
+    "AtAnchor",
     "BayesianInfluence",
     "Calibration",
     "Component",
@@ -67,6 +77,7 @@ __all__ = [
     "SusceptibilityMonitor",
     "Thresholds",
     "UnderdampedLangevin",
+    "View",
     "__version__",
     "calibrate",
     "estimate",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_slt.components import FULL, Component, resolve_components
-from lightning_slt.estimators.base import Estimator
+from lightning_slt.estimators.base import AtAnchor, Estimator
 from lightning_slt.probes import distinct
 
 SPANNING = "all"
@@ -56,6 +56,11 @@ class Work:
     sources: Mapping[str, Any]
 
     @property
+    def at_anchor(self) -> tuple[AtAnchor, ...]:
+        """Those that need no chains."""
+        return tuple(e for e in self.estimators if isinstance(e, AtAnchor))
+
+    @property
     def passes(self) -> int:
         """How often a set of chains runs, control runs included."""
         return sum(chains.passes for chains in self.sets)
@@ -71,7 +76,8 @@ def divide(
     Args:
         module: The network.
         components: What moves for estimators that do not say it themselves.
-        estimators: Checked ones; without any the components are resolved and no chains are run.
+        estimators: Checked ones; without any the components are resolved and no chains are run, nor for those that look
+            at the anchor alone.
 
     Raises:
         ValueError: If two different components share a name, or nothing matches.
@@ -80,6 +86,9 @@ def divide(
     everything: dict[str, Component] = {} if estimators else dict(own)
     columns: dict[str, tuple[str, ...]] = {}
     for estimator in estimators:
+        if isinstance(estimator, AtAnchor):
+            columns[estimator.name] = (FULL,)
+            continue
         asked = own if estimator.moves is None else resolve_components(module, estimator.moves)
         columns[estimator.name] = tuple(asked)
         _add(everything, asked)
@@ -120,6 +129,8 @@ def _same(a: Component, b: Component) -> bool:
 
 
 def _wants(estimator: Estimator, component: str, source: str | None, columns: Sequence[str]) -> bool:
+    if isinstance(estimator, AtAnchor):
+        return False
     mine = None if estimator.source is None else estimator.source.name
     return mine == source and (component in columns or (estimator.whole and component == FULL))
 

@@ -17,7 +17,7 @@ from lightning_slt.data import load_data
 from lightning_slt.estimators.base import Estimator
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
-from lightning_slt.running import Results, run_chains
+from lightning_slt.running import Results, make_reading
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig
 from lightning_slt.seeding import derive_seed
@@ -97,16 +97,18 @@ def estimate(
         probes = fetch_probes(estimators, data, to_device=to_device, seed=config.seed)
         snapshot = take_snapshot(module_loss, samples, work.components, config, probes, sources)
         config = prepare(snapshot, config, localization=localization if localization is not None else 1.0)
-        settings = calibrate_relative(
-            snapshot.posterior,
-            snapshot.components,
-            snapshot.data,
-            config,
-            sampler=sampler,
-            nbeta=nbeta,
-            localization=localization,
-        )
-        results = run_chains(snapshot, work, settings, on_step=on_step)
+        settings = None
+        if work.sets:
+            settings = calibrate_relative(
+                snapshot.posterior,
+                snapshot.components,
+                snapshot.data,
+                config,
+                sampler=sampler,
+                nbeta=nbeta,
+                localization=localization,
+            )
+        results = make_reading(snapshot, work, settings, seed=config.seed, on_step=on_step)
     report_failures(results, on_failure)
     spanning = results.pop(SPANNING, {})
     own = results.get(FULL, {}) if components is None else results

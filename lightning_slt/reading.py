@@ -30,7 +30,7 @@ from lightning_slt.estimators.base import Estimator
 from lightning_slt.finding import Calibration, Grids, grid_size, search
 from lightning_slt.functional import ModuleLoss, cast_batch
 from lightning_slt.isolation import isolated
-from lightning_slt.running import Reduce, Results, run_chains
+from lightning_slt.running import Reduce, Results, make_reading
 from lightning_slt.samplers import SGLD, Sampler
 from lightning_slt.sampling import SamplingConfig
 from lightning_slt.seeding import derive_seed
@@ -146,8 +146,20 @@ class Reader:
                 )
         return self.settings
 
+    @property
+    def has_chains(self) -> bool:
+        """Whether any estimator asks for chains, rather than looking at the anchor alone."""
+        return bool(self.work.sets)
+
     def predict_cost(self, anchor: Anchor, chains: Sequence[int] | None = None) -> tuple[float, float]:
-        """Seconds of a reading beside its steps, and of each step of all its chains, from short readings."""
+        """Seconds of a reading beside its steps, and of each step of all its chains, from short readings.
+
+        A reading without chains counts as one step.
+        """
+        if not self.has_chains:
+            began = time.perf_counter()
+            self.read(anchor, None)
+            return 0.0, time.perf_counter() - began
         settings = self.calibrate(anchor)
 
         def seconds(draws: int) -> float:
@@ -205,7 +217,7 @@ class Reader:
     @property
     def renewable(self) -> bool:
         """Whether γ and the sampler were found rather than given."""
-        return self.request.sampler is None and self.request.localization is None
+        return self.has_chains and self.request.sampler is None and self.request.localization is None
 
     def outgrown(self, settings: Settings) -> bool:
         """Whether the curvature has grown so much since γ was found that another γ is needed for the whole run."""
@@ -234,22 +246,30 @@ class Reader:
     def read(
         self,
         anchor: Anchor,
-        settings: Settings,
+        settings: Settings | None,
         *,
         chains: Sequence[int] | None = None,
         reduce: Reduce | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> dict[str, Results]:
-        """Run the chains around an anchor.
+        """Run the chains around an anchor, and measure what the anchor alone shows.
+
+        Args:
+            anchor: Of which weights.
+            settings: Of the chains; None where nobody asks for any.
+            chains: This process's; None for all.
+            reduce: Adds statistics up over processes.
+            on_step: Called after every step with the number of chains that made it.
 
         Returns:
             ``{component: {key: estimate}}``.
         """
         with self.isolated():
-            return run_chains(
+            return make_reading(
                 self._snapshot(anchor),
                 self.work,
                 settings,
+                seed=self.request.sampling.seed,
                 chains=chains,
                 reduce=reduce,
                 on_step=on_step,

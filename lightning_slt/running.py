@@ -23,7 +23,41 @@ from lightning_slt.together import groups, sample_together
 from lightning_slt.types import Draw
 
 Results = dict[str, Any]
+"""``{key: estimate}``."""
+
 Reduce = Callable[[States], None]
+
+
+def make_reading(
+    snapshot: Snapshot,
+    work: Work,
+    settings: Settings | None,
+    *,
+    seed: int,
+    chains: Sequence[int] | None = None,
+    reduce: Reduce | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Results]:
+    """Everything that estimators ask for: what chains give, and what the anchor alone shows.
+
+    Args:
+        snapshot: The network and the data.
+        work: Which chains for whom.
+        settings: Of the chains; None where there are none.
+        seed: Of the run.
+        chains: This process's chains; None for all.
+        reduce: Adds statistics up over processes.
+        on_step: Called after every step with the number of chains that made it.
+
+    Returns:
+        ``{component: {key: estimate}}``.
+    """
+    results: dict[str, Results] = {}
+    if settings is not None:
+        results = run_chains(snapshot, work, settings, chains=chains, reduce=reduce, on_step=on_step)
+    for estimator in work.at_anchor:
+        results.setdefault(FULL, {})[estimator.name] = estimator.measure(snapshot.view(seed=seed))
+    return results
 
 
 def run_chains(

@@ -11,7 +11,7 @@ import torch
 from lightning_slt.batches import ChainBatch
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, Streams
-from lightning_slt.estimators.base import Estimator
+from lightning_slt.estimators.base import Estimator, View
 from lightning_slt.functional import ModuleLoss
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.preflight import check_response, choose_route, steady
@@ -51,6 +51,17 @@ class Snapshot:
         anchor = {name: self.module_loss.weights[name] for name in component.parameters}
         return LocalPosterior(
             loss=self.loss, anchor=anchor, nbeta=nbeta, localization=localization, masks=component.masks
+        )
+
+    def view(self, *, seed: int) -> View:
+        """The anchor, for what is measured there without chains."""
+        return View(
+            module_loss=self.module_loss,
+            loss=self.loss,
+            data=self.data,
+            probes={name: probe.known for name, probe in self.probes.items()},
+            probe_batches={name: tuple(b.of_chain(0) for b in p.data.batches) for name, p in self.probes.items()},
+            seed=seed,
         )
 
     def batch(self, config: SamplingConfig, data: SamplingData | None = None) -> ChainBatch:
@@ -93,15 +104,16 @@ def fetch_probes(
 
 
 def prepare(snapshot: Snapshot, config: SamplingConfig, *, localization: float) -> SamplingConfig:
-    """Check the loss of every component once and resolve the route."""
+    """Check the loss of every component once and resolve the route; without components there are no chains."""
     batch = snapshot.batch(config)
     anchor = snapshot.module_loss.weights
     moving = {name for component in snapshot.components.values() for name in component.parameters}
     for data in (snapshot.data, *snapshot.sources.values()):
         check_finite(snapshot.loss, anchor, moving, data, config)
+    posterior = None
     for name, component in snapshot.components.items():
         posterior = snapshot.posterior(component, nbeta=1.0, localization=localization)
         check_response(posterior, batch, seed=config.seed, component=name)
     check_mean(snapshot.loss, anchor, snapshot.data, config)
     warn_of_bare_output(snapshot.loss, anchor, snapshot.module_loss.module, batch.of_chain(0))
-    return choose_route(posterior, batch, config)
+    return config if posterior is None else choose_route(posterior, batch, config)

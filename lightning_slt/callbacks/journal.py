@@ -83,7 +83,7 @@ class Journal:
         overhead: float,
         bad: Mapping[str, str],
         revises: int | None,
-    ) -> None:
+    ) -> Reading:
         """Log and record one reading.
 
         Args:
@@ -95,6 +95,9 @@ class Journal:
             overhead: Reading time over training time so far; NaN where that says nothing yet.
             bad: Estimates that are no numbers, by ``<component>/<key>``.
             revises: Index of the earlier reading that it replaces.
+
+        Returns:
+            The reading as recorded, on every process.
         """
         values = missing(self.name, self.keys) if failure else scalars(self.name, results, worthless=bad)
         values[f"{self.name}/overhead"] = overhead
@@ -123,6 +126,7 @@ class Journal:
         )
         self._record(reading, anchor)
         self.index += 1
+        return reading
 
     def _describe(self, settings: Settings) -> dict[str, Any]:
         return {**describe_settings(settings), "samples": f"{len(self.data)} of {self.data.total}"}

@@ -15,6 +15,7 @@ from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.budget import Budget, Cost
 from lightning_slt.callbacks.history import History, Kept
 from lightning_slt.callbacks.journal import Journal
+from lightning_slt.callbacks.listening import tell
 from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.resume import freeze, thaw
 from lightning_slt.callbacks.surroundings import evaluation_context, mover, steps_of_run
@@ -97,18 +98,21 @@ class LiveReadings:
         """Calibrate and, where the budget needs it, predict what a reading will cost."""
         began = self.budget.clock()
         self.peers.share_buffers(anchor.module_loss)
-        settings = self.peers.agree_on(self.reader.calibrate(anchor))
-        self.reader.settings, measuring = settings, self.budget.clock() - began
+        chains, steps = None, 1
+        if self.reader.has_chains:
+            self.reader.settings = settings = self.peers.agree_on(self.reader.calibrate(anchor))
+            chains, steps = self.peers.share_of(settings.sampling.num_chains), settings.num_steps
+        measuring = self.budget.clock() - began
         if self.budget.share is not None and self.budget.cost is None:
-            setup, per_step = self.reader.predict_cost(anchor, self.peers.share_of(settings.sampling.num_chains))
-            self.budget.cost = Cost(measuring=measuring, setup=setup, per_step=per_step, steps=settings.num_steps)
+            setup, per_step = self.reader.predict_cost(anchor, chains)
+            self.budget.cost = Cost(measuring=measuring, setup=setup, per_step=per_step, steps=steps)
         if self.budget.share is not None:
             self.journal.open()
         if (sets := len(self.reader.work.sets)) > 1:
             components = len(self.reader.work.components)
             rank_zero_info(
                 f"{self.name}: {components} components, so a reading runs {sets} sets of "
-                f"{settings.sampling.num_chains} chains with {settings.num_steps} steps each, "
+                f"{self.reader.calibrated.sampling.num_chains} chains with {steps} steps each, "
                 f"and costs {sets} times as much as one of the whole network"
             )
 
@@ -143,6 +147,8 @@ class LiveReadings:
 
     def _look(self, anchor: Anchor) -> _Look | None:
         """Measure an anchor's curvature; None where user code fails there, which the reading meets and tells of."""
+        if not self.reader.has_chains:
+            return None
         began = self.budget.clock()
         try:
             with self.peers.together(), self.budget.charged():
@@ -210,9 +216,10 @@ class LiveReadings:
             if self.reader.renewable:
                 self.history.keep(anchor, self.index)
             overhead = self.peers.from_first(self._overhead())
-            self.journal.enter(
+            reading = self.journal.enter(
                 anchor, settings, results, failure, duration=duration, overhead=overhead, bad=bad, revises=revises
             )
+            tell(self.trainer, reading, raising=self.on_failure == "raise")
         if failure is None:
             self.budget.learn(self.budget.clock() - began)
         if self.index == 1 and self.budget.share is None:
@@ -228,9 +235,12 @@ class LiveReadings:
                 "sampling=SamplingConfig(num_chains=4, num_draws=100) makes each a quarter as long"
             )
 
-    def _try(self, anchor: Anchor, look: _Look | None, on_credit: bool) -> tuple[Settings, dict[str, Results]]:
+    def _try(self, anchor: Anchor, look: _Look | None, on_credit: bool) -> tuple[Settings | None, dict[str, Results]]:
         """All processes come to the end of a reading together, or all give it up; no results where it is too dear."""
         with self.peers.together():
+            if not self.reader.has_chains:
+                self.peers.share_buffers(anchor.module_loss)
+                return None, self.reader.read(anchor, None)
             if look is None:
                 began = self.budget.clock()
                 self.peers.share_buffers(anchor.module_loss)

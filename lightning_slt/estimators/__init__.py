@@ -1,6 +1,6 @@
 """What is estimated from the draws, one quantity a file."""
 
-from lightning_slt.estimators.base import Accumulator, Estimator, Run
+from lightning_slt.estimators.base import Accumulator, AtAnchor, Estimator, Run, View
 from lightning_slt.estimators.influence import BayesianInfluence, Influence
 from lightning_slt.estimators.information import Information, InformationEstimate
 from lightning_slt.estimators.llc import LLC
@@ -10,6 +10,7 @@ from lightning_slt.estimators.susceptibility import Responses, Susceptibility
 __all__ = [
     "LLC",
     "Accumulator",
+    "AtAnchor",
     "BayesianInfluence",
     "Estimator",
     "Influence",
@@ -20,4 +21,5 @@ __all__ = [
     "Responses",
     "Run",
     "Susceptibility",
+    "View",
 ]

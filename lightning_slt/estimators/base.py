@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_slt.data import SamplingData
+from lightning_slt.functional import ModuleLoss
 from lightning_slt.probes import Probe, ProbeAtAnchor
-from lightning_slt.types import Draw
+from lightning_slt.results import Result
+from lightning_slt.types import Batch, Draw, FunctionalLoss, Params
 
 SCALAR_FIELDS: tuple[str, ...] = ("mean", "stderr", "lower", "upper", "rhat")
 """What is logged of a scalar :class:`lightning_slt.types.Estimate`, beside ``ok``."""
@@ -159,3 +163,63 @@ class Estimator(ABC):
             control: The same of localization and noise alone, computed with the posterior's nβ.
         """
         raise NotImplementedError(f"{type(self).__name__} asks for a control run and has no controlled()")
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The network at one anchor, for what is measured there without any chains.
+
+    Attributes:
+        module_loss: Holds copies of the weights; see :meth:`evaluate`.
+        loss: Function of (weights, batch), with the same random numbers at every call if it draws any.
+        data: The reading's own samples.
+        probes: What is known of each probe, by name.
+        probe_batches: Its samples in order, by name.
+        seed: Of the run.
+    """
+
+    module_loss: ModuleLoss
+    loss: FunctionalLoss
+    data: SamplingData
+    probes: Mapping[str, ProbeAtAnchor] = field(default_factory=dict)
+    probe_batches: Mapping[str, tuple[Batch, ...]] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, to look at its structure; its own weights may have moved on."""
+        return self.module_loss.module
+
+    @property
+    def weights(self) -> Params:
+        """The anchor, by parameter name; not to be written to."""
+        return self.module_loss.weights
+
+    def batches(self, size: int = 256) -> Iterator[Batch]:
+        """All samples of the reading's data, in order."""
+        for part in torch.split(torch.arange(len(self.data)), size):
+            yield self.data.batch(part)
+
+    def mean_loss(self, weights: Params, *, size: int = 256) -> float:
+        """Mean loss over the reading's data at some weights, in nats; names left out stay at the anchor."""
+        with torch.no_grad():
+            parts = torch.split(torch.arange(len(self.data)), size)
+            losses = [self.loss(weights, self.data.batch(part)).double().mean() * len(part) for part in parts]
+        return float(sum(losses)) / len(self.data)
+
+    def evaluate(self, function: Callable[[nn.Module, Batch], Tensor], weights: Params, batch: Batch) -> Tensor:
+        """What a function of (module, batch) returns with some weights in the place of the module's own."""
+        with torch.no_grad():
+            return self.module_loss.with_loss(function)(weights, batch)
+
+
+class AtAnchor(Estimator):
+    """An estimator that needs no chains: it looks at the anchor alone, once for the whole network."""
+
+    @abstractmethod
+    def measure(self, view: View) -> Result:
+        """What it finds."""
+
+    def start(self, run: Run) -> Accumulator:
+        """There are no chains for it."""
+        raise TypeError(f"{type(self).__name__} looks at the anchor alone and takes no draws")

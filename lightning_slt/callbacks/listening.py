@@ -1,0 +1,48 @@
+"""Callbacks that follow the readings of monitors: each hears of every reading as it is made."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Protocol, runtime_checkable
+
+import lightning.pytorch as pl
+
+from lightning_slt.records import Reading
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A callback that follows readings: of other monitors, or its own."""
+
+    def hear(self, trainer: pl.Trainer, reading: Reading) -> None:
+        """Take one reading in, on every process, right after it was logged and recorded.
+
+        Args:
+            trainer: The Trainer.
+            reading: With ``reading.name`` the monitor's; where ``reading.revises`` is a number it replaces an earlier
+                one of the same weights.
+        """
+        ...
+
+
+def tell(trainer: pl.Trainer, reading: Reading, *, raising: bool) -> None:
+    """Let every callback of the Trainer that listens hear of a reading; an error of theirs leaves training alone.
+
+    Args:
+        trainer: With the callbacks.
+        reading: What was read.
+        raising: Whether their errors raise all the same.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, Listener):
+            continue
+        try:
+            callback.hear(trainer, reading)
+        except Exception as error:  # whatever a listener does wrong, training must go on
+            if raising:
+                raise
+            warnings.warn(
+                f"{type(callback).__name__} failed at the reading of {reading.name!r} at step {reading.step}: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
