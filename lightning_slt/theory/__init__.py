@@ -13,15 +13,18 @@ from lightning_slt.theory.networks import (
     deepest_point,
     two_factor_local_learning_coefficient,
 )
+from lightning_slt.theory.regression import dmmse_estimates, ridge_estimates
 
 __all__ = [
     "deep_linear_layer_llc",
     "deep_linear_learning_coefficient",
     "deepest_point",
+    "dmmse_estimates",
     "normal_crossing_learning_coefficient",
     "normal_crossing_posterior_llc",
     "normal_crossing_sum_learning_coefficient",
     "quadratic_llc",
+    "ridge_estimates",
     "sgld_quadratic_llc",
     "two_factor_local_learning_coefficient",
 ]
