@@ -11,6 +11,8 @@ from lightning_slt.callbacks import (
     SamplerFinder,
     SLTMonitor,
     SusceptibilityMonitor,
+    TrajectoryMonitor,
+    analyze,
 )
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
@@ -22,6 +24,7 @@ from lightning_slt.estimators import (
     Information,
     LossKernel,
     Susceptibility,
+    Trajectory,
     View,
 )
 from lightning_slt.finding import Calibration, calibrate
@@ -76,9 +79,12 @@ __all__ = [
     "Susceptibility",
     "SusceptibilityMonitor",
     "Thresholds",
+    "Trajectory",
+    "TrajectoryMonitor",
     "UnderdampedLangevin",
     "View",
     "__version__",
+    "analyze",
     "calibrate",
     "estimate",
     "load_anchor",

@@ -17,7 +17,6 @@ from torch import nn
 from lightning_slt.assignment import divide
 from lightning_slt.calibration import (
     OUTGROWN,
-    Curvature,
     Settings,
     calibrate_relative,
     curvatures,
@@ -99,8 +98,7 @@ class Reader:
         self.request, self.module, self.context = request, module, context
         self.work = divide(module, request.components, request.estimators)
         self.settings: Settings | None = None
-        self._curvatures: Mapping[str, Curvature] | None = None
-        self._measured: Anchor | None = None
+        self._measured: tuple[Anchor, float] | None = None
         self.sampling = request.sampling
         probes = [probe.on(source) for e in request.estimators for probe in e.probes]
         collates = [source_parts(data)[1] for data in (*(p.data for p in probes), *self.work.sources.values())]
@@ -228,20 +226,15 @@ class Reader:
         self.settings = renew(self.calibrated, settings.curvature, self.sampling)
 
     def _curvature_at(self, anchor: Anchor, settings: Settings) -> float:
-        """λ_max over the components, measured once for each anchor in turn."""
-        if self._curvatures is None or self._measured is not anchor:
+        """λ_max over the components, measured once for each anchor."""
+        if self._measured is None or self._measured[0] is not anchor:
             with self.isolated():
                 snapshot = self._snapshot(anchor)
-                self._curvatures = curvatures(
-                    snapshot.posterior,
-                    snapshot.components,
-                    self.data,
-                    self.sampling,
-                    nbeta=settings.nbeta,
-                    start=self._curvatures,
+                found = curvatures(
+                    snapshot.posterior, snapshot.components, self.data, self.sampling, nbeta=settings.nbeta
                 )
-            self._measured = anchor
-        return max(c.value for c in self._curvatures.values())
+            self._measured = anchor, max(c.value for c in found.values())
+        return self._measured[1]
 
     def read(
         self,

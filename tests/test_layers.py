@@ -14,7 +14,7 @@ ROOT = Path(lightning_slt.__file__).parent
 LAYERS = [
     {"types", "version", "seeding", "memory", "boundary"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
-    | {"theory", "batching", "batches", "tracing", "probes", "results", "gram"},
+    | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "checkpoints"},
     {"data", "health", "samplers", "records", "covariances", "responses"},
     {"passes", "estimators", "motion"},
     {"sampling"},
@@ -26,6 +26,7 @@ LAYERS = [
     {"finding"},
     {"reading"},
     {"callbacks"},
+    {"cli"},
 ]
 LIGHTNING = {"callbacks", "reporting", "cli"}
 SHARED = ("base", "preconditioning")

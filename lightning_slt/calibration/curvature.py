@@ -22,11 +22,12 @@ PROBE_SAMPLES = 256
 PROBE_BATCHES = 32
 """... so many minibatches, where these are small."""
 
-FIRST_ITERATIONS = 12
-"""Of the power method from a random direction: λ_max to about 5 %."""
+ITERATIONS = 12
+"""Of the power method from a random direction, the same at every anchor: λ_max to about 5 %.
 
-LATER_ITERATIONS = 4
-"""From a direction found nearby."""
+Starting from the direction of an earlier anchor takes a third of them, but then a reading would depend on which ones
+came before: not the same live, after a resume, and from saved checkpoints.
+"""
 
 
 class PosteriorFactory(Protocol):
@@ -38,7 +39,7 @@ class PosteriorFactory(Protocol):
 
 
 class Curvature(NamedTuple):
-    """λ_max of the loss and its direction ``[1, coordinate]``, from which the next measurement starts."""
+    """λ_max of the loss and its direction ``[1, coordinate]``."""
 
     value: float
     direction: Tensor
@@ -51,16 +52,10 @@ def curvatures(
     sampling: SamplingConfig,
     *,
     nbeta: float,
-    start: Mapping[str, Curvature] | None = None,
 ) -> dict[str, Curvature]:
-    """λ_max at the anchor for each component, started from those of an earlier anchor where there are any."""
+    """λ_max at the anchor for each component."""
     return {
-        name: leading_curvature(
-            posterior(component, nbeta=nbeta, localization=0.0),
-            data,
-            sampling,
-            start=None if start is None else start[name].direction,
-        )
+        name: leading_curvature(posterior(component, nbeta=nbeta, localization=0.0), data, sampling)
         for name, component in components.items()
     }
 
@@ -70,9 +65,7 @@ def largest_curvature(posterior: LocalPosterior, data: SamplingData, sampling: S
     return leading_curvature(posterior, data, sampling).value
 
 
-def leading_curvature(
-    posterior: LocalPosterior, data: SamplingData, sampling: SamplingConfig, *, start: Tensor | None = None
-) -> Curvature:
+def leading_curvature(posterior: LocalPosterior, data: SamplingData, sampling: SamplingConfig) -> Curvature:
     r"""Largest absolute eigenvalue of the Hessian of the mean loss at the anchor, by power iteration.
 
     Hessian-vector products are central differences of gradients, ``Hv ≈ (g(w* + δv) − g(w* − δv)) / 2δ``, which need
@@ -84,18 +77,14 @@ def leading_curvature(
         posterior: Gives loss and anchor.
         data: Up to ``PROBE_SAMPLES`` of them are used, the same at every call.
         sampling: Gives batch size, seed and route.
-        start: Direction found at an earlier anchor; a third of the iterations suffices from there.
 
     Returns:
         λ_max ≥ 0, to about 5 %, and its direction.
     """
-    batches, vector = _probe_batches(data, sampling), start
-    if vector is None:
-        row = posterior.anchor_row
-        noise = torch.randn(row.shape, generator=generator(sampling.seed, "curvature"), dtype=row.dtype)
-        vector = noise.to(row.device)
-    iterations = FIRST_ITERATIONS if start is None else LATER_ITERATIONS
-    values, vectors = curvature_at(posterior, posterior.anchor_row, batches, sampling, vector, iterations=iterations)
+    row = posterior.anchor_row
+    start = torch.randn(row.shape, generator=generator(sampling.seed, "curvature"), dtype=row.dtype).to(row.device)
+    batches = _probe_batches(data, sampling)
+    values, vectors = curvature_at(posterior, row, batches, sampling, start, iterations=ITERATIONS)
     return Curvature(float(values), vectors)
 
 

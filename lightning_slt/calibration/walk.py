@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_slt.batches import ChainBatch
-from lightning_slt.calibration.curvature import FIRST_ITERATIONS, curvature_at
+from lightning_slt.calibration.curvature import ITERATIONS, curvature_at
 from lightning_slt.chains import Ensemble, Setting
 from lightning_slt.data import SamplingData
 from lightning_slt.posterior import LocalPosterior
@@ -80,7 +80,7 @@ class Walk:
 
     def _safe_start(self) -> float:
         anchor = self.posterior.anchor_row.repeat(self.config.num_chains, 1)
-        curvature = self.curvature(anchor, iterations=FIRST_ITERATIONS)
+        curvature = self.curvature(anchor, iterations=ITERATIONS)
         if not math.isfinite(curvature):
             raise ValueError(f"the loss has curvature {curvature} at the anchor: expected a finite number")
         step_size, noise = SAFE / curvature, self._normals("safe start")

@@ -2,9 +2,11 @@
 
 from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.monitor import SLTMonitor
+from lightning_slt.callbacks.offline import analyze
 from lightning_slt.callbacks.presets import InfluenceMonitor, LLCMonitor, LossKernelMonitor
 from lightning_slt.callbacks.refined import RefinedLLCMonitor, SusceptibilityMonitor
 from lightning_slt.callbacks.schedule import LogSteps
+from lightning_slt.callbacks.trajectory import TrajectoryMonitor
 
 __all__ = [
     "InfluenceMonitor",
@@ -15,4 +17,6 @@ __all__ = [
     "SLTMonitor",
     "SamplerFinder",
     "SusceptibilityMonitor",
+    "TrajectoryMonitor",
+    "analyze",
 ]

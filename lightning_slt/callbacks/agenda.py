@@ -96,14 +96,20 @@ class Agenda:
         due = step != self.looked and self._agreed(self.asks(self.trainer, step=step))
         self.looked = step
         if due:
-            self._read_now()
+            self.read_now()
         self.others_look("batch")
 
     def epoch_ends(self) -> None:
         """Read where an epoch is due."""
         if self._agreed(self.asks(self.trainer, epoch=self.trainer.current_epoch)):
-            self._read_now()
+            self.read_now()
         self.others_look("epoch")
+
+    def read_now(self) -> None:
+        """Read the present weights if the budget affords it."""
+        step = self.step
+        if step != self.last_step and self._first is None and self.live.affords():
+            self._read(self.live.set_aside(step))
 
     def others_look(self, hook: Hook) -> None:
         """Read weights that another callback is about to save with one of our numbers as their score."""
@@ -112,7 +118,7 @@ class Agenda:
         if self.at_checkpoints:
             scored = self.watchers.score_now(hook)
             if self.live.peers.from_first(scored) if self.watchers.by_clock else scored:
-                self._read_now()
+                self.read_now()
         self.watchers.notice(hook, readings=self.live.index, fresh=self.step == self.last_step)
 
     def saves(self) -> None:
@@ -145,12 +151,6 @@ class Agenda:
             return
         if self.live.affords():
             self._read(waiting)
-
-    def _read_now(self) -> None:
-        """Read the present weights if the budget affords it."""
-        step = self.step
-        if step != self.last_step and self._first is None and self.live.affords():
-            self._read(self.live.set_aside(step))
 
     def _read(self, anchor: Anchor, *, must_work: bool = False, on_credit: bool = False) -> bool:
         before = self.last_step, self.last_time

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_slt.assignment import result_keys
+from lightning_slt.boundary import warn_user
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.budget import Budget, Cost
 from lightning_slt.callbacks.history import History, Kept
 from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.listening import tell
 from lightning_slt.callbacks.peers import Peers
-from lightning_slt.callbacks.resume import freeze, thaw
+from lightning_slt.callbacks.replay import is_replay
+from lightning_slt.callbacks.resume import changes, freeze, thaw
 from lightning_slt.callbacks.surroundings import evaluation_context, mover, steps_of_run
 from lightning_slt.plan import FailedReadingError, OnFailure, report_failures
 from lightning_slt.reading import Anchor, Reader, Request
@@ -207,7 +208,7 @@ class LiveReadings:
                 if must_work or self.on_failure == "raise":
                     raise
                 failure = f"{type(error).__name__}: {error}"
-                warnings.warn(f"{self.name}: the reading at step {anchor.step} failed: {failure}", stacklevel=2)
+                warn_user(f"{self.name}: the reading at step {anchor.step} failed: {failure}")
         if failure is None and not results:
             return False
         bad = worthless(results, exact=settings is not None and settings.sampler.full_batch)
@@ -259,8 +260,8 @@ class LiveReadings:
 
     def _speak(self, step: int, results: Mapping[str, Results], bad: Mapping[str, str]) -> None:
         """Tell the user what is wrong with a reading, or raise where that was asked for."""
-        if (news := self.verdicts.take(step, results)) is not None:
-            rank_zero_warn(news)
+        if (news := self.verdicts.take(step, results)) is not None and self.trainer.is_global_zero:
+            warn_user(news)
         try:
             report_failures(results, self.on_failure)
             if bad and self.on_failure == "raise":
@@ -277,11 +278,13 @@ class LiveReadings:
 
     def _summarize(self) -> None:
         """Say at the end of a fit how many readings there were, how many of use, and why there were none."""
+        if not self.trainer.is_global_zero:
+            return
         if self.verdicts.readings:
             rank_zero_info(self.verdicts.summary())
         elif self.index == 0 and self.budget.cost is not None and self.budget.share is not None:
             seconds, training = self.budget.cost.whole, self.budget.training
-            rank_zero_warn(
+            warn_user(
                 f"{self.name}: no reading was made. One takes about {seconds:.3g} s after {self.budget.spent:.3g} s of "
                 f"preparation, which at max_overhead={self.budget.share:g} needs "
                 f"{(self.budget.spent + seconds) / self.budget.share:.3g} s of training; there were {training:.3g} s. "
@@ -290,7 +293,9 @@ class LiveReadings:
             )
 
     def _overhead(self) -> float:
-        """NaN before 5 % of the fit; where its length is unknown, before its first step."""
+        """NaN before 5 % of the fit; where its length is unknown, before its first step; for saved checkpoints."""
+        if is_replay(self.trainer):
+            return math.nan
         step = self.trainer.global_step
         known = math.isfinite(self._length)
         meaningful = step >= MEANINGFUL * self._length if known else step > self._began_at
@@ -310,4 +315,6 @@ class LiveReadings:
         self.journal.load_state_dict(state)
         self.budget.load_state_dict(state["budget"])
         self.reader.settings = thaw(state["settings"], self.reader)
+        if (told := changes(state["settings"], self.reader.settings)) is not None:
+            rank_zero_info(f"{self.name}: {told}")
         self.history.settled, self.history.lost = state["settled"], self.index

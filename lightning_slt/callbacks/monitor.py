@@ -16,9 +16,10 @@ from lightning_slt.boundary import check_loss_fn
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.agenda import Agenda
 from lightning_slt.callbacks.budget import Budget
-from lightning_slt.callbacks.checks import check_name, check_names, check_settings, check_steps
+from lightning_slt.callbacks.checks import check_name, check_names, check_settings, check_steps, explained
 from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.live import LiveReadings
+from lightning_slt.callbacks.replay import is_replay
 from lightning_slt.callbacks.schedule import LogSteps, Schedule
 from lightning_slt.callbacks.surroundings import record_dir, steps_of_run
 from lightning_slt.callbacks.watchers import Watchers, check_watched
@@ -80,6 +81,7 @@ class SLTMonitor(Callback):
     'slt'
     """
 
+    @explained
     def __init__(
         self,
         estimators: Sequence[Estimator],
@@ -212,6 +214,13 @@ class SLTMonitor(Callback):
         """
         return self._agenda is not None and self._agenda.due(step=step, epoch=epoch)
 
+    def read_now(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Read the present weights, whatever the schedule says, unless they were read last."""
+        if self._agenda is None:
+            self._begin(trainer, module)
+        assert self._agenda is not None
+        self._agenda.read_now()
+
     def adopt(self, found: Settings) -> None:
         """Go on with settings that a :class:`SamplerFinder` found, where sampler, nβ and γ were left open."""
         if self._live is not None and self.sampler is None and self.nbeta is None and self.localization is None:
@@ -222,7 +231,8 @@ class SLTMonitor(Callback):
         for finder in finders:
             finder.look(trainer, module)
         fast = bool(getattr(trainer, "fast_dev_run", False))
-        budget = Budget(None if fast else self.max_overhead, clock=self._clock)
+        unlimited = fast or is_replay(trainer)  # there is no training time to hold readings against
+        budget = Budget(None if unlimited else self.max_overhead, clock=self._clock)
         with budget.charged():
             self._live = LiveReadings(
                 trainer,

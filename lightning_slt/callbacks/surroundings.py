@@ -26,7 +26,8 @@ def evaluation_context(trainer: pl.Trainer) -> Callable[[], AbstractContextManag
 
 def mover(trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[Batch], Batch]:
     """Moves a collated batch to the module's device, as the Trainer does."""
-    return lambda batch: trainer.strategy.batch_to_device(batch, module.device)
+    device = getattr(module, "device", None)  # of a plain module, whose batches are moved where its weights are
+    return lambda batch: trainer.strategy.batch_to_device(batch, device)
 
 
 def record_dir(trainer: pl.Trainer) -> str | None:

@@ -1,0 +1,131 @@
+"""The command line: ``lightning-slt analyze CHECKPOINTS --config FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from lightning_slt.callbacks.offline import analyze, follows_readings
+
+CONFIG = """model:
+  class_path: my_package.MyModule
+  init_args: {width: 128}
+data:                      # a LightningDataModule, or what makes a Dataset or DataLoader
+  class_path: my_package.MyData
+callbacks:
+  - class_path: lightning_slt.LLCMonitor
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments; None for those of the process.
+
+    Returns:
+        The exit status: 0, or 2 where something is wrong with what was given.
+    """
+    parser = argparse.ArgumentParser(prog="lightning-slt", description="Singular learning theory on saved runs.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_analyze(commands)
+    options = parser.parse_args(argv)
+    try:
+        options.run(options)
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+        print(f"lightning-slt {options.command}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+def _add_analyze(commands: Any) -> None:
+    command = commands.add_parser(
+        "analyze",
+        help="read saved checkpoints with the same monitors as live",
+        description="Reads every checkpoint of a run with the monitors of a configuration, and writes the same records "
+        "and TensorBoard logs as live. Stopped, it goes on where it was.",
+        epilog="A configuration, or the config.yaml that LightningCLI saved with the run:\n\n" + CONFIG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("checkpoints", nargs="+", type=Path, help="folder of checkpoints, or files")
+    command.add_argument("--config", type=Path, required=True, help="YAML with model, data and callbacks")
+    command.add_argument("--out", type=Path, default=Path("slt_analysis"), help="folder of records and logs")
+    command.add_argument("--device", default="cpu", help="where to run, such as cuda")
+    command.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    command.set_defaults(run=_analyze)
+
+
+def _analyze(options: argparse.Namespace) -> None:
+    module, data, callbacks = read_config(options.config)
+    readings = analyze(
+        module.to(options.device),
+        options.checkpoints,
+        callbacks,
+        data=_training_data(data),
+        run_dir=options.out,
+        precision=options.precision,
+    )
+    print(f"{len(readings)} readings in {options.out}; tensorboard --logdir {options.out}")  # noqa: T201
+
+
+def read_config(path: Path) -> tuple[nn.Module, Any, list[Callback]]:
+    """Model, data and callbacks of a YAML file, in its own form or in the one that LightningCLI saves.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The module, the data as configured or None, and those callbacks that have to do with readings.
+
+    Raises:
+        ImportError: Without jsonargparse.
+        FileNotFoundError: If there is no such file.
+        ValueError: If a part is missing or cannot be built.
+    """
+    try:
+        from jsonargparse import ArgumentError, ArgumentParser
+    except ImportError as error:
+        raise ImportError("configurations need jsonargparse; pip install lightning_slt[cli]") from error
+    import yaml  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected YAML such as\n{CONFIG}")
+    given = yaml.safe_load(path.read_text())
+    if not isinstance(given, dict) or "model" not in given:
+        raise ValueError(f"{path} has no model; expected YAML such as\n{CONFIG}")
+    trainer = given.get("trainer") or {}
+    parts = {
+        "model": given["model"],
+        "data": given.get("data"),
+        "callbacks": given.get("callbacks") or trainer.get("callbacks") or [],
+    }
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that classes beside the data are found
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=nn.Module)
+    parser.add_argument("--data", type=Any)
+    parser.add_argument("--callbacks", type=list[Callback])
+    try:
+        config = parser.parse_object({k: v for k, v in parts.items() if v is not None})
+        built = getattr(parser, "instantiate", parser.instantiate_classes)(config)  # the older name before 4.49
+    except ArgumentError as error:
+        raise ValueError(f"{path}: {error}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    callbacks: list[Callback] = built.callbacks or []
+    return built.model, built.data, [c for c in callbacks if follows_readings(c)]
+
+
+def _training_data(data: Any) -> Any:
+    """The training set of a LightningDataModule; anything else as it is."""
+    if not isinstance(data, pl.LightningDataModule):
+        return data
+    data.prepare_data()
+    data.setup("fit")
+    return data.train_dataloader()
