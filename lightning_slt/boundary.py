@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache
@@ -18,7 +19,23 @@ HOW_TO_WRITE_A_LOSS = """write one of:
 or the same as a method of the module:
     def per_sample_loss(self, batch): ..."""
 
+_FRAMEWORKS = {"lightning_slt", "lightning", "pytorch_lightning", "lightning_fabric", "torch", "contextlib"}
+"""Packages whose lines say nothing to a user about where a warning comes from."""
+
 _TARGETS = ("target", "targets", "label", "labels", "y_true")
+
+
+def warn_user(message: str) -> None:
+    """Warn with the line of the user's own code that led here, such as ``trainer.fit(…)``, rather than one of ours.
+
+    How many frames lie between depends on the hook, so that ``stacklevel=`` cannot say it.
+    """
+    here = frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _FRAMEWORKS:
+        frame = frame.f_back
+    place = frame or here
+    assert place is not None
+    warnings.warn_explicit(message, UserWarning, place.f_code.co_filename, place.f_lineno)
 
 
 def describe(value: Any) -> str:

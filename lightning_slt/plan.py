@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightning_slt.assignment import SPANNING, check_estimators, divide
-from lightning_slt.boundary import check_module
+from lightning_slt.boundary import check_module, warn_user
 from lightning_slt.calibration import calibrate_relative
 from lightning_slt.components import FULL, Component
 from lightning_slt.data import load_data
@@ -168,4 +167,4 @@ def report_failures(results: Mapping[str, Results], on_failure: OnFailure) -> No
             message = f"{component}/{key}: the loss was not finite in {where}; they are left out. Lower the step size"
             if on_failure == "raise":
                 raise FailedReadingError(message)
-            warnings.warn(message, stacklevel=3)
+            warn_user(message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_slt.batches import ChainBatch
+from lightning_slt.boundary import warn_user
 from lightning_slt.components import FULL
 from lightning_slt.data import SamplingData
 from lightning_slt.isolation import seed_everything
@@ -147,10 +147,9 @@ def choose_route(posterior: LocalPosterior, batch: ChainBatch, config: SamplingC
         raise PreflightError(
             f"the loss cannot be vectorized over chains: {cause}. Write SamplingConfig(chain_method='sequential')"
         )
-    warnings.warn(
+    warn_user(
         f"the loss cannot be vectorized over chains, so they run one after another, which is slower: {cause}. "
-        "SamplingConfig(chain_method='sequential') says so without this warning",
-        stacklevel=2,
+        "SamplingConfig(chain_method='sequential') says so without this warning"
     )
     return replace(config, chain_method="sequential")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS
+from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, warn_user
 from lightning_slt.data import SamplingData
 from lightning_slt.preflight import PreflightError
 from lightning_slt.sampling import SamplingConfig
@@ -115,10 +114,9 @@ def warn_of_bare_output(loss: FunctionalLoss, anchor: Params, module: nn.Module,
             handle.remove()
     both_signs = losses.ndim > 1 and bool((losses < 0).any() and (losses > 0).any())
     if both_signs and any(o.shape == losses.shape and torch.equal(o.to(losses.dtype), losses) for o in seen):
-        warnings.warn(
+        warn_user(
             f"the loss is the network's own output of shape {tuple(losses.shape)}, with values of both signs: it looks "
-            f"like predictions rather than losses; {HOW_TO_WRITE_A_LOSS}",
-            stacklevel=2,
+            f"like predictions rather than losses; {HOW_TO_WRITE_A_LOSS}"
         )
 
 

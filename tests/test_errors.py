@@ -1,8 +1,11 @@
 """Bad input: what was given, what was expected, what to write."""
 
+import inspect
 import math
+import re
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -185,3 +188,64 @@ def test_steps_without_a_loss_say_what_to_write(module, words):
         estimate(module, loss_fn=None)
     assert words in str(caught.value)
     assert "def loss_fn(module, batch)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: slt.LLCMonitor(every_n_step=3),
+            "LLCMonitor takes no every_n_step=; did you mean every_n_train_",
+        ),
+        (lambda: slt.SLTMonitor([slt.LLC()], localisation=3.0), "SLTMonitor takes no localisation=; did you mean loc"),
+        (
+            lambda: slt.SusceptibilityMonitor(components="layers", probe=DATA),
+            "SusceptibilityMonitor takes no probe=; did you mean probes=",
+        ),
+        (lambda: slt.LossKernelMonitor(probes=DATA), "LossKernelMonitor takes no probes=; did you mean probe="),
+        (lambda: slt.InfluenceMonitor(probe=DATA), "InfluenceMonitor takes no probe=; it takes train, query, sampler"),
+        (lambda: slt.RefinedLLCMonitor(componets="layers"), "takes no componets=; did you mean components="),
+        (lambda: slt.LossKernelMonitor(), "missing 1 required keyword-only argument: 'probe'"),
+    ],
+)
+def test_keywords_that_a_monitor_does_not_take(make, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make()
+
+
+def test_constructors_still_show_what_they_take():
+    parameters = inspect.signature(slt.LLCMonitor).parameters
+    assert list(parameters)[:4] == ["sampler", "nbeta", "localization", "sampling"]
+    assert parameters["every_n_train_steps"].default is None
+
+
+def test_warnings_point_at_the_users_line(tmp_path):
+    """At the call that led to them, from a live reading as from one without a Trainer."""
+
+    class Diverges(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(3, 1)
+
+        def per_sample_loss(self, batch):
+            if self.trainer.global_step:
+                raise ArithmeticError("no loss today")
+            return (self.net(batch[0]) - batch[1]).square().mean(1)
+
+        def training_step(self, batch, batch_idx):
+            return (self.net(batch[0]) - batch[1]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    monitor = slt.LLCMonitor(sampling=FEW, every_n_train_steps=1)
+    trainer = L.Trainer(
+        max_steps=1, callbacks=[monitor], default_root_dir=tmp_path, logger=False, accelerator="cpu",
+        enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="the reading at step 1 failed") as told:
+        trainer.fit(Diverges(), DataLoader(DATA, batch_size=8))
+    assert {w.filename for w in told if "failed" in str(w.message)} == {__file__}
+    with pytest.warns(UserWarning, match="the loss was not finite") as told:
+        estimate(sampler=slt.SGLD(step_size=1e30))
+    assert {w.filename for w in told if "finite" in str(w.message)} == {__file__}

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from numbers import Integral
+from typing import ParamSpec
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_slt import plan
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig
+
+P = ParamSpec("P")
+
+
+def explained(init: Callable[P, None]) -> Callable[P, None]:
+    """A constructor that answers a keyword which it does not take with the nearest ones that it does.
+
+    Args:
+        init: The ``__init__`` of a monitor.
+    """
+    taken = [name for name in inspect.signature(init).parameters if name != "self"]
+
+    @wraps(init)
+    def checked(*args: P.args, **keywords: P.kwargs) -> None:
+        unknown = [name for name in keywords if name not in taken]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], taken, n=3)
+            hint = f"did you mean {', '.join(f'{name}=' for name in near)}" if near else f"it takes {', '.join(taken)}"
+            raise TypeError(f"{type(args[0]).__name__} takes no {unknown[0]}=; {hint}")
+        init(*args, **keywords)
+
+    return checked
 
 
 def check_name(name: str) -> None:

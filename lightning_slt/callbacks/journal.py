@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_slt.boundary import warn_user
 from lightning_slt.calibration import Settings
 from lightning_slt.components import FULL
 from lightning_slt.data import SamplingData
@@ -138,7 +138,7 @@ class Journal:
             records = self._open_records(self._log_dir)
             records.write(reading, anchor=anchor.module_loss.weights if self.snapshots else None)
         except OSError as error:
-            warnings.warn(f"{self.name}: the reading at step {reading.step} was not recorded: {error}", stacklevel=2)
+            warn_user(f"{self.name}: the reading at step {reading.step} was not recorded: {error}")
 
     def _open_records(self, log_dir: str) -> RecordWriter:
         self._records = self._records or RecordWriter(log_dir, self.name, resume=self._resume_records)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_slt.callbacks.checks import explained
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.schedule import LogSteps
 from lightning_slt.components import Component
@@ -48,6 +49,7 @@ class LLCMonitor(SLTMonitor):
     'slt'
     """
 
+    @explained
     def __init__(
         self,
         *,
@@ -125,6 +127,7 @@ class LossKernelMonitor(SLTMonitor):
     'slt'
     """
 
+    @explained
     def __init__(
         self,
         *,
@@ -202,6 +205,7 @@ class InfluenceMonitor(SLTMonitor):
     'slt'
     """
 
+    @explained
     def __init__(
         self,
         *,

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_slt.analysis.curves import Curves, Method, group, llc_curves
+from lightning_slt.callbacks.checks import explained
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.schedule import LogSteps
 from lightning_slt.components import Component
@@ -66,6 +67,7 @@ class RefinedLLCMonitor(SLTMonitor):
     ['llc/bigrams', 'llc/induction']
     """
 
+    @explained
     def __init__(
         self,
         *,
@@ -182,6 +184,7 @@ class SusceptibilityMonitor(SLTMonitor):
     'slt'
     """
 
+    @explained
     def __init__(
         self,
         *,

@@ -10,7 +10,8 @@ from typing import Literal
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_slt.boundary import warn_user
 
 Hook = Literal["batch", "validation", "epoch"]
 """Where callbacks look: at the end of a training batch, after validation, at the end of a training epoch."""
@@ -69,7 +70,8 @@ class Watchers:
     def _tell(self, index: int, message: str) -> None:
         if index not in self._told:
             self._told.add(index)
-            rank_zero_warn(f"{self.name}: {message}")
+            if self.trainer.is_global_zero:
+                warn_user(f"{self.name}: {message}")
 
 
 def check_watched(trainer: pl.Trainer, name: str, tags: Iterable[str]) -> None:
