@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,48 @@ def test_what_the_user_gives_now_wins(checkpoint: str, elsewhere: Path) -> None:
     trainer = trainer_for(monitor, max_epochs=2, default_root_dir=elsewhere / "resumed")
     trainer.fit(net(), loader(), ckpt_path=checkpoint)
     assert {r.settings["localization"] for r in slt.load_records(elsewhere / "resumed")} == {17.0}
+
+
+def resumed(checkpoint: str, folder: Path, **monitor: Any) -> list[slt.Reading]:
+    trainer_for(few_draws(**monitor), max_epochs=2, default_root_dir=folder).fit(net(), loader(), ckpt_path=checkpoint)
+    return slt.load_records(folder)
+
+
+def test_another_nbeta_keeps_the_resolution_and_says_so(
+    checkpoint: str, elsewhere: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was found for nβ = 30 becomes what would have been found at the same weights for nβ = 60."""
+    caplog.set_level(logging.INFO)
+    state = torch.load(checkpoint, weights_only=True)["callbacks"]["slt"]["settings"]
+    monitor = few_draws(nbeta=60.0)
+    trainer_for(monitor, max_epochs=2, default_root_dir=elsewhere / "resumed").fit(
+        net(), loader(), ckpt_path=checkpoint
+    )
+    for reading in slt.load_records(elsewhere / "resumed"):
+        assert reading.settings["nbeta"] == 60.0
+        assert reading.settings["localization"] == 2 * state["localization"]
+        assert reading.settings["resolution"] == state["localization"] / state["nbeta"]
+    now = monitor.state_dict()["settings"]
+    assert now["sampler_settings"]["step_size"] == state["sampler_settings"]["step_size"] / 2
+    assert now["num_burnin"] == state["num_burnin"]
+    (told,) = [m for r in caplog.records if "goes on with" in (m := r.getMessage())]
+    assert "slt: goes on with nbeta 30 → 60, localization" in told
+    assert "which keeps the resolution γ/nβ" in told
+
+
+def test_the_same_nbeta_says_nothing(checkpoint: str, elsewhere: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    resumed(checkpoint, elsewhere / "resumed", nbeta=30.0)
+    assert not [r for r in caplog.records if "goes on with" in r.getMessage()]
+
+
+def test_a_localization_of_the_users_stays_at_another_nbeta(elsewhere: Path, caplog: pytest.LogCaptureFixture) -> None:
+    footprint(net, loader, [few_draws(localization=20.0), saving()])
+    caplog.set_level(logging.INFO)
+    after = resumed(saved(3), elsewhere / "resumed", nbeta=60.0)
+    assert {r.settings["localization"] for r in after} == {20.0}
+    (told,) = [m for r in caplog.records if "goes on with" in (m := r.getMessage())]
+    assert told.startswith("slt: goes on with nbeta 30 → 60; readings from here on are not comparable")
 
 
 def test_a_reading_is_not_repeated_on_resume(elsewhere: Path) -> None:
