@@ -52,6 +52,16 @@ def test_only_what_is_new_is_told() -> None:
     assert verdicts.summary() == "slt: 6 readings, 4 of them unreliable (rhat 3, spikes 2), 1 of them failed"
 
 
+def test_a_reading_made_again_counts_once_as_it_came_out_last() -> None:
+    verdicts = Verdicts([slt.LLC()], "slt")
+    verdicts.take(0, reading("rhat", rhat=1.52))
+    verdicts.take(2, reading())
+    assert verdicts.summary() == "slt: 2 readings, 1 of them unreliable (rhat 1)"
+    verdicts.take(0, reading())
+    assert verdicts.summary() == "slt: 2 readings"
+    assert verdicts.take(4, reading("rhat", rhat=1.6)) is None  # it was said at step 0
+
+
 def test_the_users_own_limits_and_several_places() -> None:
     verdicts = Verdicts([slt.LLC(name="own", thresholds=Thresholds(rhat=(1.01, 1.05)))], "m")
     told = verdicts.take(0, {c: {"own": estimate("rhat", rhat=1.2)} for c in ("a", "b", "c")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,22 @@ def test_tensorboard_layout_and_settings() -> None:
     table = tables[0].tensor_proto.string_val[0].decode()
     assert "| localization | 12.5 |" in table
     assert "| nbeta | 30 |" in table
+
+
+def test_the_chart_of_losses_shows_losses_alone() -> None:
+    """TensorBoard matches each tag from its beginning; a loss kernel is none of the losses of training."""
+    logger = TensorBoardLogger("tb")
+    few = slt.SamplingConfig(num_chains=2, num_draws=4, num_burnin=1, batch_size=8)
+    kernel = slt.LossKernelMonitor(probe=blobs(8), name="a.b", sampling=few, every_n_train_steps=8)
+    fit(few_draws(name="loss"), kernel, logger=logger)
+    events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0}).Reload()
+    content = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    charts = [c for category in layout_pb2.Layout.FromString(content).category for c in category.chart]
+    patterns = {pattern for chart in charts if chart.title == "loss" for pattern in chart.multiline.tag}
+    (pattern,) = patterns
+    shown = {tag for tag in events.Tags()["scalars"] if re.match(pattern, tag)}
+    assert "a.b/full/loss_kernel/noise" in events.Tags()["scalars"]
+    assert shown == {"train/loss"}
 
 
 class Diary(pl.Callback):

@@ -62,7 +62,7 @@ def messages(caplog):
     return lambda: [r.getMessage() for r in caplog.records if "outgrown" in r.getMessage()]
 
 
-def test_everything_is_read_again_with_one_localization(tmp_path, messages):
+def test_everything_is_read_again_with_one_localization(tmp_path, messages, caplog):
     grown = [1.0, 1.5, 2.0, 100.0, 200.0, 250.0, 220.0]
     fit(tmp_path, grown)
     readings = slt.load_records(tmp_path)
@@ -76,6 +76,7 @@ def test_everything_is_read_again_with_one_localization(tmp_path, messages):
         assert reading.settings["stability"] <= 0.4 + 1e-6
     assert len(messages()) == 1
     assert "the 3 earlier readings are made again" in messages()[0]
+    assert [m for r in caplog.records if (m := r.getMessage()).startswith("slt: 7 readings")]
     everything = slt.load_records(tmp_path, revised=True)
     assert [r.index for r in everything] == list(range(10))
     assert [r.revises for r in everything] == [None, None, None, 0, 1, 2, None, None, None, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from lightning_slt.estimators.base import Estimator
@@ -58,6 +59,8 @@ def worthless(results: Mapping[str, Mapping[str, Any]], *, exact: bool) -> dict[
 class Verdicts:
     """Counts the readings of a fit that cannot be relied on, and says so when there is something new to say.
 
+    A reading that was made again, at other settings of the same weights, counts once, as it came out last.
+
     Args:
         estimators: Whose thresholds the readings are held against.
         name: The monitor's.
@@ -67,8 +70,8 @@ class Verdicts:
         """Nothing read yet."""
         self.name = name
         self.limits = {e.name: getattr(e, "thresholds", Thresholds()) for e in estimators}
-        self.readings = self.missing = self.unreliable = 0
-        self.failed: Counter[str] = Counter()
+        self._failed: dict[int, tuple[str, ...] | None] = {}  # by step: checks that failed, None for no reading at all
+        self._told: set[str] = set()
 
     def take(self, step: int, results: Mapping[str, Mapping[str, Any]]) -> str | None:
         """Note one reading, empty where it could not be made.
@@ -76,14 +79,11 @@ class Verdicts:
         Returns:
             What to tell the user, where a check failed that had not failed before.
         """
-        self.readings += 1
-        self.missing += not results
         failing = _failing(results)
-        known = set(self.failed)
-        self.failed.update(failing.keys())
-        self.unreliable += bool(failing)
-        if failing.keys() <= known:
+        self._failed[step] = tuple(failing) if results else None
+        if failing.keys() <= self._told:
             return None
+        self._told |= failing.keys()
         lines = [self._line(check, by_place) for check, by_place in failing.items()]
         return "\n  ".join([f"{self.name}: the reading at step {step} cannot be relied on:", *lines]) + (
             f"\nThis is said again where another check fails; {self.name}/…/ok tells it for every reading."
@@ -92,11 +92,17 @@ class Verdicts:
     def summary(self) -> str:
         """One line for the end of the fit."""
         words = f"{self.name}: {self.readings} {'reading' if self.readings == 1 else 'readings'}"
-        if self.unreliable:
-            words += f", {self.unreliable} of them unreliable ({_counts(self.failed)})"
-        if self.missing:
-            words += f", {self.missing} of them failed"
+        unreliable = [checks for checks in self._failed.values() if checks]
+        if unreliable:
+            words += f", {len(unreliable)} of them unreliable ({_counts(Counter(chain.from_iterable(unreliable)))})"
+        if missing := list(self._failed.values()).count(None):
+            words += f", {missing} of them failed"
         return words
+
+    @property
+    def readings(self) -> int:
+        """How many there are."""
+        return len(self._failed)
 
     def _line(self, check: str, by_place: Mapping[str, float]) -> str:
         where, value = next(iter(by_place.items()))

@@ -41,6 +41,7 @@ def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Keys]) -> Non
         monitors: ``{monitor: {component: {key: fields}}}``.
     """
     layout: dict[str, dict[str, list[Any]]] = {}
+    others = "|".join(re.escape(name) for name in monitors)  # a loss kernel's tags are none of the training's losses
     for name, components in monitors.items():
         charts: dict[str, list[Any]] = {}
         for component, keys in components.items():
@@ -50,7 +51,7 @@ def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Keys]) -> Non
                     "Margin",
                     [f"{tag}/mean", f"{tag}/lower", f"{tag}/upper"],
                 ]
-        charts["loss"] = ["Multiline", [r"(?i).*loss(?!.*/(mean|lower|upper)).*"]]
+        charts["loss"] = ["Multiline", [f"(?i)^(?!({others})/).*loss"]]
         layout[name] = charts
         prefix = re.escape(name)
         layout[f"{name}: can it be trusted?"] = {
