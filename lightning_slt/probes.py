@@ -20,7 +20,8 @@ class Probe:
         data: A Dataset or list of samples, a DataLoader, or a dict or list of these; None for what the chains' own
             minibatches come from.
         name: In keys, tags and tables.
-        num_samples: So many of them, chosen at random once; None is all.
+        num_samples: So many of them, chosen at random once; None is all. More than ``data`` has are an error when the
+            probe is fetched; of the chains' own data (``data=None``) at most so many are taken.
         labels: One whole number per sample of ``data`` ``[sample]``, for agreement and colours; None takes the targets
             of ``(input, target)`` samples where these are whole numbers.
         loss_fn: ``loss_fn(module, batch)`` → ``[sample]`` or ``[sample, token]``, in nats; None is the one that is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,19 +68,25 @@ class EachAlone:
         return one_by_one(self.loss, weights, batch)
 
 
-def fetch(probe: Probe, *, to_device: Callable[[Batch], Batch], seed: int) -> FetchedProbe:
+def fetch(probe: Probe, source: Any = None, *, to_device: Callable[[Batch], Batch], seed: int) -> FetchedProbe:
     """Fetch a probe's samples once; call inside ``isolated``.
 
     Args:
         probe: Which.
+        source: The chains' own data, for a probe without any.
         to_device: Moves a collated batch to the device and dtype of the loss.
         seed: Of the run: chooses the samples.
 
     Raises:
         TypeError: If labels do not fit, or data cannot be indexed.
-        ValueError: If the samples do not fit into memory.
+        ValueError: If the probe asks for more samples than its data have, or they do not fit into memory.
     """
-    dataset, collate = source_parts(probe.data)
+    dataset, collate = source_parts(source if probe.data is None else probe.data)
+    if probe.data is not None and (probe.num_samples or 0) > len(dataset):
+        raise ValueError(
+            f"probe {probe.name!r} asks for num_samples={probe.num_samples}, and its data have {len(dataset)}; leave "
+            "num_samples out for all of them"
+        )
     indices = torch.arange(len(dataset))
     if probe.num_samples is not None and probe.num_samples < len(dataset):
         chosen = torch.randperm(len(dataset), generator=generator(seed, "probe"))[: probe.num_samples]

@@ -100,7 +100,7 @@ def fetch_probes(
         seed: Of the run.
     """
     asked = distinct([probe for e in estimators for probe in e.probes])
-    return tuple(fetch(probe.on(source), to_device=to_device, seed=seed) for probe in asked.values())
+    return tuple(fetch(probe, source, to_device=to_device, seed=seed) for probe in asked.values())
 
 
 def prepare(snapshot: Snapshot, config: SamplingConfig, *, localization: float) -> SamplingConfig:
