@@ -16,15 +16,18 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lightning_slt.files import Contents, load, save
 from lightning_slt.results import Result, StoredResult
 from lightning_slt.types import Estimate, Health, Params
+
+T = TypeVar("T")
 
 FOLDER = "slt_records"
 FORMAT = 1
@@ -114,19 +117,11 @@ class RecordWriter:
         for entry, tensors in (("traces", traces), ("anchor", anchor)):
             if tensors:
                 row[entry] = f"{self.path.stem}/{entry}-{reading.index:06d}.safetensors"
-                self._save(tensors, row[entry])
+                save(tensors, self.path.parent / row[entry], _header(reading, tensors, holds=entry))
         with self.path.open("ab") as file:
             file.write((json.dumps(row, allow_nan=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
-
-    def _save(self, tensors: Params, relative: str) -> None:
-        """Write beside, then rename: a file of that name is always whole."""
-        target = self.path.parent / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, partial)
-        partial.replace(target)
 
 
 def _free_path(folder: Path, name: str) -> Path:
@@ -225,10 +220,35 @@ def _arrays(estimate: Estimate | Result) -> Mapping[str, Tensor]:
     return estimate.arrays() if isinstance(estimate, Result) else estimate.traces
 
 
+def _header(reading: Reading, tensors: Params, *, holds: str) -> dict[str, Any]:
+    """What a file of arrays says of itself."""
+    where = {name: getattr(reading, name) for name in ("step", "global_step", "epoch")}
+    header = {"monitor": reading.name, "reading": reading.index, **where, "holds": holds}
+    if holds == "anchor":
+        return header
+    found = {
+        f"{c}/{key}": estimate for c, estimates in reading.estimates.items() for key, estimate in estimates.items()
+    }
+    axes = {f"{place}/{array}": names for place, e in found.items() for array, names in _axes(e).items()}
+    return {
+        **header,
+        "kind": {place: _kind(estimate) for place, estimate in found.items()},
+        "axes": {name: names for name, names in axes.items() if name in tensors},
+        "names": {place: names for place, e in found.items() if isinstance(e, Result) and (names := e.names())},
+    }
+
+
+def _axes(estimate: Estimate | Result) -> Mapping[str, tuple[str, ...]]:
+    return estimate.axes() if isinstance(estimate, Result) else dict.fromkeys(estimate.traces, ("chain", "draw"))
+
+
+def _kind(estimate: Estimate | Result) -> str:
+    return estimate.kind if isinstance(estimate, StoredResult) else type(estimate).__name__
+
+
 def _encode_estimate(estimate: Estimate | Result) -> dict[str, Any]:
     if isinstance(estimate, Result):
-        kind = estimate.kind if isinstance(estimate, StoredResult) else type(estimate).__name__
-        found = {"kind": kind, "numbers": estimate.scalars(), "health": asdict(estimate.health)}
+        found = {"kind": _kind(estimate), "numbers": estimate.scalars(), "health": asdict(estimate.health)}
         return {**found, "names": names} if (names := estimate.names()) else found
     return {
         "mean": estimate.mean,
@@ -257,10 +277,12 @@ def _decode(row: Mapping[str, Any], folder: Path) -> Reading:
     if row["format"] != FORMAT:
         raise ValueError(f"format {row['format']}, this version reads {FORMAT}")
     traces, anchor = _inside(folder, row.get("traces")), _inside(folder, row.get("anchor"))
-    arrays = load_file(traces) if traces else {}
+    arrays, header = load(traces) if traces else Contents({}, {})
+    axes = {name: tuple(words) for name, words in header.get("axes", {}).items()}
     estimates = {
         component: {
-            key: _decode_estimate(encoded, _below(arrays, f"{component}/{key}/")) for key, encoded in by_key.items()
+            key: _decode_estimate(encoded, _below(arrays, f"{component}/{key}/"), _below(axes, f"{component}/{key}/"))
+            for key, encoded in by_key.items()
         }
         for component, by_key in row["estimates"].items()
     }
@@ -273,8 +295,8 @@ def _decode(row: Mapping[str, Any], folder: Path) -> Reading:
     return Reading(**known, estimates=estimates, anchor=anchor)
 
 
-def _below(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Arrays of one estimate, and not of ``llc/other`` where they are those of ``llc``."""
+def _below(arrays: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Arrays of one estimate, or what is said of them, and not of ``llc/other`` where they are those of ``llc``."""
     below = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
     return {name: value for name, value in below.items() if "/" not in name}
 
@@ -289,12 +311,14 @@ def _inside(folder: Path, relative: str | None) -> Path | None:
     return path if path.exists() else None
 
 
-def _decode_estimate(row: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Estimate | Result:
+def _decode_estimate(
+    row: Mapping[str, Any], arrays: Mapping[str, Tensor], axes: Mapping[str, tuple[str, ...]]
+) -> Estimate | Result:
     if "kind" in row:
         numbers = {name: _number(value) for name, value in row["numbers"].items()}
         words = {name: tuple(values) for name, values in row.get("names", {}).items()}
         health = _decode_health(row["health"])
-        return StoredResult(health=health, kind=row["kind"], numbers=numbers, tensors=arrays, words=words)
+        return StoredResult(health=health, kind=row["kind"], numbers=numbers, tensors=arrays, words=words, dims=axes)
     return Estimate(
         mean=_number(row["mean"]),
         stderr=_number(row["stderr"]),

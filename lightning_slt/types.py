@@ -143,7 +143,7 @@ class Health:
         return ("ok " if self.ok else "UNRELIABLE ") + " ".join(words)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Estimate:
     r"""A scalar with its error, chain by chain.
 
@@ -159,6 +159,8 @@ class Estimate:
 
     >>> print(Estimate(mean=2.0312, stderr=0.0517, per_chain=torch.tensor([2.0, 2.1]), health=Health(ok=True)))
     2.031 ± 0.052 of 2 chains; ok
+    >>> {"llc": Estimate(mean=2.0312, stderr=0.0517, per_chain=torch.tensor([2.0, 2.1]), health=Health(ok=True))}
+    {'llc': Estimate(2.031 ± 0.052 of 2 chains; ok)}
     """
 
     mean: float
@@ -171,10 +173,16 @@ class Estimate:
 
     def __str__(self) -> str:
         """The number, its error and its health in one line, and what it was made with in a second one."""
+        return self._line() if self.settings is None else f"{self._line()}\n    {self.settings}"
+
+    def __repr__(self) -> str:
+        """The first of these lines, so that a dict of results can be read."""
+        return f"Estimate({self._line()})"
+
+    def _line(self) -> str:
         chains, live = len(self.per_chain), int(torch.isfinite(self.per_chain).sum())
         of = f"{chains} chains" if live == chains else f"{live} of {chains} chains"
-        lines = [f"{_with_error(self.mean, self.stderr)} of {of}; {self.health}"]
-        return "\n".join(lines if self.settings is None else [*lines, f"    {self.settings}"])
+        return f"{_with_error(self.mean, self.stderr)} of {of}; {self.health}"
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

@@ -403,6 +403,61 @@ def test_the_table_names_helpful_and_harmful_samples():
         influence_table(apart)
 
 
+def test_samples_are_named_as_in_the_users_data():
+    """``helpful``, ``harmful`` and the table speak of the same samples, those of the data set and not of the matrix."""
+    from lightning_slt.reporting.influence import influence_table
+
+    torch.manual_seed(0)
+    x, y = normals(30, 3), torch.arange(30) % 2
+    probe = Probe(TensorDataset(x, y), name="train", num_samples=8)
+    estimator = slt.BayesianInfluence(train=probe, query=Probe(TensorDataset(x[:4], y[:4]), name="query"))
+    found = slt.estimate(
+        nn.Linear(3, 2).double(), TensorDataset(x, y), [estimator], loss_fn=slt.losses.classification, nbeta=20.0,
+        localization=1.0, sampler=slt.SGLD(step_size=1e-2),
+        sampling=slt.SamplingConfig(num_chains=3, num_draws=20, num_burnin=5, batch_size=30),
+    )["influence"]  # fmt: skip
+    chosen = found.train_indices.tolist()
+    assert chosen != list(range(8))
+    helpful, harmful = found.helpful(1, count=3), found.harmful(1, count=2)
+    column = found.influence[:, 1]
+    assert helpful.tolist() == [chosen[row] for row in column.argsort()[:3]]
+    assert harmful.tolist() == [chosen[row] for row in column.argsort(descending=True)[:2]]
+    assert found.rows(helpful).tolist() == column.argsort()[:3].tolist()
+    line = influence_table(found, queries=[1], count=3).splitlines()[2]
+    places = [line.index(f"**{sample}**") for sample in [*helpful.tolist(), *harmful.tolist()]]
+    assert places == sorted(places)
+    stranger = next(i for i in range(30) if i not in chosen)
+    with pytest.raises(ValueError, match=rf"samples \[{stranger}\] are none of the 8 training samples"):
+        found.rows([chosen[0], stranger])
+    apart = estimated(*tokens(), tokens="both")
+    with pytest.raises(ValueError, match=r"tokens were kept apart, shape .*; write tokens='sum'"):
+        apart.helpful(0)
+
+
+def test_names_of_axes():
+    train, query = tokens()
+    flat = train.sum(3), query.sum(3)
+    for traces, word, sides in (
+        ((train, query), "both", ("train", "train_token", "query", "query_token")),
+        ((train, query), "train", ("train", "train_token", "query")),
+        ((train, query), "query", ("train", "query", "query_token")),
+        ((train, query), "sum", ("train", "query")),
+        ((train, flat[1]), "both", ("train", "train_token", "query")),
+        (flat, "both", ("train", "query")),
+    ):
+        found = estimated(*traces, tokens=word)
+        assert found.axes()["influence"] == sides
+        assert found.influence.ndim == len(sides)
+
+
+def test_one_line_says_what_it_is():
+    found = estimated(normals(4, 20, 5), normals(4, 20, 3, seed=1))
+    mean = float(found.influence.mean())
+    assert repr(found).startswith(f"Influence(influence [5, 3] of mean {mean:.3g}; factor 1, n_eff ")
+    assert repr(found).endswith(f"; {found.health})")
+    assert "tensor" not in repr({"influence": found})
+
+
 def test_live_with_records_and_a_table(tmp_path):
     torch.manual_seed(0)
     x, y = normals(40, 4).float(), torch.arange(40) % 3

@@ -14,7 +14,7 @@ ROOT = Path(lightning_slt.__file__).parent
 LAYERS = [
     {"types", "version", "seeding", "memory", "boundary"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
-    | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "checkpoints"},
+    | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "checkpoints", "files"},
     {"data", "health", "samplers", "records", "covariances", "responses"},
     {"passes", "estimators", "motion"},
     {"sampling"},

@@ -145,6 +145,15 @@ def test_a_part_of_the_samples_is_chosen_once(net):
     assert torch.equal(first, second)
 
 
+def test_more_samples_than_there_are(net):
+    """An error where the user names the data; of the chains' own data, whose size he may not know, at most so many."""
+    with pytest.raises(ValueError, match="probe 'p' asks for num_samples=41, and its data have 40; leave num_samples"):
+        spread(net, Probe(samples(), name="p", num_samples=41))
+    assert spread(net, Probe(samples(), num_samples=40)).traces.shape[2] == 40
+    assert spread(net, Probe(None, num_samples=41)).traces.shape[2] == 40
+    assert spread(net, Probe(None, num_samples=7)).traces.shape[2] == 7
+
+
 def test_more_samples_than_a_batch(net, monkeypatch):
     whole = spread(net, Probe(samples(30))).traces
     monkeypatch.setattr("lightning_slt.probing.PROBE_BATCH", 7)
@@ -259,5 +268,6 @@ def test_live_with_records(tmp_path):
     assert stored.traces.shape == (3, 5, 11)
     assert stored.mean == pytest.approx(float(metrics["slt/full/spread/mean"]))
     assert stored.health.ok
+    assert repr(stored).startswith("StoredResult of Spread(traces [3, 5, 11] of mean ")
     with pytest.raises(AttributeError, match="a stored Spread has no 'nothing'"):
         _ = stored.nothing

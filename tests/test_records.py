@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from models import Classifier, Trajectory, blobs, few_draws, loader_of, seed_all, trainer_for
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import lightning_slt as slt
 from lightning_slt.records import RecordWriter
@@ -181,6 +183,58 @@ def test_what_a_monitor_writes(elsewhere: Path) -> None:
         assert reading.settings["samples"] == "32 of 32"
         assert reading.duration > 0
     assert not list(elsewhere.rglob("*.partial"))
+
+
+def test_a_file_of_arrays_says_what_it_holds(elsewhere: Path) -> None:
+    """From its header alone, read by safetensors without this package: monitor, step, kinds, axes and names."""
+    seed_all(0)
+    few = slt.SamplingConfig(num_chains=2, num_draws=4, num_burnin=1, batch_size=8)
+    data = slt.Probe(blobs(), name="data", num_samples=6)
+    estimators = [
+        slt.LLC(traces=True),
+        slt.LossKernel(data),
+        slt.BayesianInfluence(train=data, query=blobs(3, seed=2)),
+        slt.Susceptibility([slt.Probe(blobs(5), name="five")], method="restricted"),
+    ]
+    monitor = slt.SLTMonitor(
+        estimators, components="layers", sampling=few, every_n_train_steps=2, snapshots=True, name="a/b"
+    )
+    trainer_for(monitor, max_steps=2).fit(Classifier(), loader_of(blobs()))
+    reading = slt.load_records(elsewhere)[-1]
+    folder = elsewhere / "slt_records" / "a" / "b"
+    with safe_open(folder / "traces-000001.safetensors", "np") as file:
+        header, shapes = file.metadata(), {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    said = {key: header[key] for key in ("monitor", "reading", "step", "global_step", "epoch", "holds")}
+    assert said == {
+        "monitor": "a/b", "reading": "1", "step": "2", "global_step": "2", "epoch": "0", "holds": "traces",
+    }  # fmt: skip
+    kinds, axes, names = (json.loads(header[key]) for key in ("kind", "axes", "names"))
+    assert kinds == {
+        **{f"{layer}/llc": "Estimate" for layer in ("net.0", "net.2")},
+        **{f"{layer}/loss_kernel": "KernelEstimate" for layer in ("net.0", "net.2")},
+        **{f"{layer}/influence": "Influence" for layer in ("net.0", "net.2")},
+        "all/susceptibility": "Responses",
+    }
+    assert axes.keys() == shapes.keys()
+    assert all(len(axes[name]) == len(shape) for name, shape in shapes.items())
+    assert axes["net.0/llc/loss"] == ["chain", "draw"]
+    assert axes["net.2/loss_kernel/correlation"] == ["sample", "other"]
+    assert axes["net.2/influence/normalized"] == ["train", "query"]
+    assert axes["all/susceptibility/matrix"] == ["row", "component"]
+    assert names["all/susceptibility"] == {"components": ["net.0", "net.2"], "probes": ["five"]}
+    assert reading.estimates["net.0"]["influence"].axes()["influence"] == ("train", "query")
+    with safe_open(folder / "anchor-000001.safetensors", "np") as file:
+        assert {**file.metadata(), "holds": "traces"} == said
+        assert set(file.keys()) == {name for name, _ in Classifier().named_parameters()}
+
+
+def test_files_of_arrays_without_a_header(tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    write(tmp_path, 1)
+    (path,) = tmp_path.rglob("*.safetensors")
+    save_file(load_file(path), path)
+    (reading,) = slt.load_records(tmp_path)
+    assert torch.equal(reading.estimates["full"]["llc"].traces["loss"][0], DEAD.traces["loss"][0])
 
 
 def test_a_folder_that_cannot_be_written(elsewhere: Path) -> None:

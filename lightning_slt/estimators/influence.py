@@ -42,7 +42,7 @@ CHECKS = ("drift", "rhat", "spikes")
 """Checks of the mean loss's trace that matter to a covariance. Whether the anchor is a minimum does not."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Influence(Result):
     """Of every training sample on every query.
 
@@ -60,10 +60,13 @@ class Influence(Result):
         strength: Root mean square of ``normalized``; where it is near ``1/√n_eff`` there is nothing but noise.
         rhat: R̂ of the mean loss of the training samples.
         silent: How many training samples and queries (or tokens) have losses that never move; their entries are 0.
-        train_indices: Which samples of the user's data the rows are.
-        query_indices: Which samples of the user's data the columns are.
+        train_indices: Which sample of the user's training data each row is ``[train]``: 0, 1, 2, … of a whole data
+            set, the chosen ones of a Probe with ``num_samples``.
+        query_indices: Which sample of the user's queries each column is ``[query]``.
         train_labels: Where they are known.
         query_labels: Where they are known.
+        sides: Names of the axes of the matrices: ``train`` and ``query``, each followed by ``train_token`` or
+            ``query_token`` where its tokens were kept apart.
     """
 
     influence: Tensor = field(repr=False)
@@ -80,6 +83,13 @@ class Influence(Result):
     query_indices: Tensor = field(repr=False)
     train_labels: Tensor | None = field(default=None, repr=False)
     query_labels: Tensor | None = field(default=None, repr=False)
+    sides: tuple[str, ...] = ("train", "query")
+
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Training samples, then queries, each followed by its tokens where these were kept apart."""
+        found = dict.fromkeys(("influence", "normalized", "stderr", "normalized_stderr"), self.sides)
+        sides = {f"{side}_{what}": (side,) for side in ("train", "query") for what in ("indices", "labels")}
+        return {**found, **sides}
 
     @property
     def covariance(self) -> Tensor:
@@ -92,17 +102,50 @@ class Influence(Result):
         return -self.normalized
 
     def helpful(self, query: int, *, count: int = 5) -> Tensor:
-        """Rows of the training samples that help a query most, the most negative influence first ``[count]``.
+        """The training samples that help a query most, the most negative influence first ``[count]``.
 
-        Fewer where fewer have a negative influence. ``train_indices`` says which samples these are.
+        Args:
+            query: Column of the matrices; ``query_indices[query]`` says which sample of the user's data that is.
+            count: At most so many; fewer where fewer have a negative influence.
+
+        Returns:
+            Indices into the training data as the user gave them, so that ``data[i]`` is the sample; of a Probe with
+            ``num_samples`` these are not the rows of the matrices, which :meth:`rows` finds.
+
+        Raises:
+            ValueError: If tokens were kept apart, so that a sample has no single influence.
         """
-        order = self.influence[:, query].argsort()
-        return order[self.influence[order, query] < 0][:count]
+        return self.train_indices[self._order(query, sign=-1.0)[:count]]
 
     def harmful(self, query: int, *, count: int = 5) -> Tensor:
-        """Rows of those that harm it most, the most positive influence first ``[count]``."""
-        order = self.influence[:, query].argsort(descending=True)
-        return order[self.influence[order, query] > 0][:count]
+        """The training samples that harm a query most, the most positive influence first; see :meth:`helpful`."""
+        return self.train_indices[self._order(query, sign=1.0)[:count]]
+
+    def rows(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """Rows of the matrices in which training samples stand, by their indices in the user's data ``[index]``.
+
+        Raises:
+            ValueError: If one of them is none of the training samples whose influence this is.
+        """
+        places = {int(index): row for row, index in enumerate(self.train_indices)}
+        wanted = [int(index) for index in indices]
+        if strangers := [index for index in wanted if index not in places]:
+            raise ValueError(
+                f"samples {strangers} are none of the {len(places)} training samples of this result; "
+                "train_indices lists them"
+            )
+        return torch.tensor([places[index] for index in wanted], dtype=torch.long)
+
+    def _order(self, query: int, *, sign: float) -> Tensor:
+        """Rows whose influence has a sign, the largest first."""
+        if self.influence.ndim != 2:
+            raise ValueError(
+                f"tokens were kept apart, shape {tuple(self.influence.shape)}; write tokens='sum' for the influence of "
+                "whole samples"
+            )
+        signed = sign * self.influence[:, query]
+        order = signed.argsort(descending=True)
+        return order[signed[order] > 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +258,7 @@ class _InfluenceAccumulator(Accumulator):
             query_indices=known[1].indices,
             train_labels=known[0].labels,
             query_labels=known[1].labels,
+            sides=("train", "train_token")[: len(rows)] + ("query", "query_token")[: len(columns)],
             health=health,
         )
 

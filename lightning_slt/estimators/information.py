@@ -31,7 +31,7 @@ from lightning_slt.types import Draw
 CHECKS = ("drift", "rhat", "spikes")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class InformationEstimate(Result):
     """Criteria of one probe, taken for a random part of the training set, or all of it.
 

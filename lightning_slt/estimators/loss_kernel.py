@@ -55,7 +55,7 @@ WHOLE = 256
 """Samples up to which the records hold the matrix."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class KernelEstimate(Result):
     r"""K and R of one probe.
 
@@ -155,6 +155,16 @@ class KernelEstimate(Result):
         if self.traces.shape[2] <= WHOLE:
             found |= {"covariance": self.covariance.float(), "correlation": self.correlation.float()}
         return found | ({"traces": self.traces.float()} if self.keep_traces else {})
+
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Of what :meth:`arrays` gives."""
+        each = dict.fromkeys(("variances", "anchor", "indices", "labels"), ("sample",))
+        pairs = dict.fromkeys(("covariance", "correlation"), ("sample", "other"))
+        return {"factor": ("feature", "sample"), **each, **pairs, "traces": ("chain", "draw", "sample")}
+
+    def __repr__(self) -> str:
+        """The line of ``str``."""
+        return f"KernelEstimate({self})"
 
     def __str__(self) -> str:
         """Size, noise and health in one line."""

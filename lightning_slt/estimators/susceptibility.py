@@ -45,7 +45,7 @@ REFERENCE = Probe(None, name="reference", num_samples=512)
 """Where L is measured at every draw: the data that is sampled from, or so many samples of it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Responses(Result):
     """The response matrix, one row a sample or token, one column a component.
 
@@ -82,6 +82,12 @@ class Responses(Result):
     signal: float
     uniform: float
     parts: Mapping[str, Health] = field(repr=False)
+
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Rows are samples or tokens."""
+        matrices = dict.fromkeys(("matrix", "stderr", "control", "delta"), ("row", "component"))
+        probes = dict.fromkeys(("by_probe", "by_probe_stderr"), ("probe", "component"))
+        return {**matrices, **probes, "rise": ("component",), "whole_delta": ("row",), "rows": ("row", "part")}
 
     def by_component(self) -> dict[str, dict[str, float]]:
         """Each probe's χ with its error."""

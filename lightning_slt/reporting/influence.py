@@ -35,7 +35,8 @@ def influence_table(result: Influence, *, queries: Sequence[int] | None = None, 
     rows = ["| query | most helpful | most harmful |", "|---|---|---|"]
     for column in range(min(QUERIES, result.influence.shape[1])) if queries is None else queries:
         helpful, harmful = result.helpful(column, count=count), result.harmful(column, count=count)
-        cells = (" · ".join(_entry(result, row, column) for row in found.tolist()) for found in (helpful, harmful))
+        places = (result.rows(samples).tolist() for samples in (helpful, harmful))
+        cells = (" · ".join(_entry(result, row, column) for row in found) for found in places)
         rows.append(f"| {_sample(result.query_indices, result.query_labels, column)} | {' | '.join(cells)} |")
     unit = "nats²" if result.factor == 1.0 else "nats"
     return "\n".join(
