@@ -1,9 +1,11 @@
-"""A small attention-only transformer, and sequences that it learns by two mechanisms; shared by two examples."""
+"""An attention-only transformer, and what it reads: sequences of two mechanisms or a file of tokens; for examples."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,19 +94,56 @@ def two_mechanisms(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
     return tokens, kind[:, 1:]
 
 
-def train_language(seed: int, *, steps: int, width: int = 48, num_heads: int = 4, batch: int = 128) -> Transformer:
-    """Adam on fresh batches of :func:`two_mechanisms`."""
-    torch.manual_seed(seed)
-    net = Transformer(vocabulary=VOCABULARY, length=LENGTH, width=width, num_heads=num_heads)
-    tokens, _ = two_mechanisms(batch * 64, seed=seed)
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+def token_rows(file: Path, *, vocabulary: int, length: int, count: int, skip: int = 0) -> Tensor:
+    """Sequences from a file of tokens, read no further than asked for ``[sample, token]``.
+
+    Args:
+        file: ``.npy`` of integers, or anything else as bare 16-bit unsigned integers, one a token.
+        vocabulary: Every token must be below it.
+        length: Of a sequence.
+        count: How many of them.
+        skip: How many to leave out first.
+
+    Raises:
+        ValueError: If the file is too short, holds no integers, or tokens outside the vocabulary.
+    """
+    stored = np.load(file, mmap_mode="r") if file.suffix == ".npy" else np.memmap(file, dtype=np.uint16, mode="r")
+    if stored.dtype.kind not in "iu":
+        raise ValueError(f"{file} must hold integers, got {stored.dtype}; write np.save(file, ids.astype(np.uint16))")
+    held, needed = stored.size // length, skip + count
+    if held < needed:
+        raise ValueError(f"{file} holds {held} sequences of {length} tokens, expected {needed}; write a longer file")
+    rows = stored.reshape(-1)[skip * length : needed * length].reshape(count, length).astype(np.int64)
+    if rows.min() < 0 or rows.max() >= vocabulary:
+        raise ValueError(f"{file} has tokens {rows.min()} to {rows.max()}, expected 0 to {vocabulary - 1}")
+    return torch.from_numpy(rows)
+
+
+def seen_pairs(tokens: Tensor) -> Tensor:
+    """Induction where the same two tokens followed each other earlier in the sequence ``[sample, token − 1]``."""
+    pairs = tokens[:, :-1] * (tokens.max() + 1) + tokens[:, 1:]
+    values, order = pairs.sort(dim=1, stable=True)
+    again = F.pad(values[:, 1:] == values[:, :-1], (1, 0))
+    return torch.full_like(pairs, PLAIN).scatter(1, order, torch.where(again, INDUCTION, PLAIN))
+
+
+def fit(net: Transformer, tokens: Tensor, *, steps: int, batch: int, seed: int, learning_rate: float = 3e-3) -> None:
+    """Adam on random minibatches of sequences, on the network's device."""
+    optimizer, device = torch.optim.Adam(net.parameters(), lr=learning_rate), net.head.weight.device
     order = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         rows = torch.randint(len(tokens), (batch,), generator=order)
-        loss = next_token(net, (tokens[rows],)).mean()
+        loss = next_token(net, (tokens[rows].to(device),)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def train_language(seed: int, *, steps: int, width: int = 48, num_heads: int = 4, batch: int = 128) -> Transformer:
+    """A transformer that has learnt :func:`two_mechanisms`."""
+    torch.manual_seed(seed)
+    net = Transformer(vocabulary=VOCABULARY, length=LENGTH, width=width, num_heads=num_heads)
+    fit(net, two_mechanisms(batch * 64, seed=seed)[0], steps=steps, batch=batch, seed=seed)
     return net
 
 

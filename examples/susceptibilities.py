@@ -3,17 +3,19 @@
 `python examples/susceptibilities.py` holds the estimators against closed forms, finds two modules of a small network,
 prints whether each result came out, and writes picture, table and JSON to `--out`. `--language` adds the heads of a
 two-layer transformer that has learnt two mechanisms, held against zero-ablation (`--seeds 0 1 2`; minutes a seed).
+`--scale paper --tokens FILE` takes a network of the paper's size on a file of tokens instead, for a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from attention_only import INDUCTION, PLAIN, SKIP, ablations, language, next_token, train_language, two_mechanisms
+from susceptible_heads import SCALES, Scale, heads
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -142,54 +144,17 @@ def modules(seed: int) -> tuple[list[Check], Responses]:
     ], found
 
 
-# (c) heads of a transformer
+def summary(outcomes: list[dict[str, Any]]) -> dict[str, str]:
+    """How many seeds pass (c), and how many each criterion by itself."""
 
+    def count(met: list[bool]) -> str:
+        return f"{sum(met)} of {len(met)}"
 
-def heads(seed: int, *, nbeta: float = 100.0, localization: float = 50.0, step_size: float = 3e-4) -> dict[str, Any]:
-    """Modes of the heads' responses against the tokens' kinds and against ablation; with the control at nβ = 0."""
-    net = train_language(seed, steps=1500, batch=32)
-    tokens, kinds = two_mechanisms(64, seed=1000 + seed)
-    estimator = slt.Susceptibility(
-        slt.Probe(TensorDataset(tokens), name="text"), "heads", control=True,
-        reference=slt.Probe(None, name="reference", num_samples=256),
-    )  # fmt: skip
-    found = slt.estimate(
-        net, language(1024, seed=seed), [estimator], loss_fn=next_token, sampler=slt.SGLD(step_size=step_size),
-        nbeta=nbeta, localization=localization,
-        sampling=slt.SamplingConfig(num_chains=8, num_draws=100, num_burnin=80, batch_size=32, seed=seed),
-    )["susceptibility"]  # fmt: skip
-    rise = ablations(net, tokens)
-    contrast = (rise[kinds == INDUCTION].mean(0) - rise[kinds == SKIP].mean(0)).double()
-    of_row = kinds[found.rows[:, 1], found.rows[:, 2]]
-    told = of_row != PLAIN
-
-    def best(matrix: Tensor) -> dict[str, float]:
-        """Of the second mode of the raw matrix and the first of the standardized one, what each tells."""
-        outcome = {}
-        for name, mode, values in (("raw PC2", 1, matrix), ("standardized PC1", 0, standardized(matrix))):
-            of = modes(values)
-            area = float(auc(of.scores[told, mode], of_row[told] == INDUCTION))
-            outcome[f"{name} AUC"] = max(area, 1 - area)
-            outcome[f"{name} |correlation|"] = abs(
-                float(torch.corrcoef(torch.stack([of.loadings[:, mode], contrast]))[0, 1])
-            )
-        return outcome
-
-    mine, control = best(found.matrix), best(found.control)
-    share = float(modes(found.matrix).share[0])
-    passed = any(
-        mine[f"{n} AUC"] >= max(0.90, control[f"{n} AUC"]) and mine[f"{n} |correlation|"] >= 0.7
-        for n in ("raw PC2", "standardized PC1")
-    )
-    health = str(found.health)
-    return {
-        "seed": seed,
-        "raw PC1": share,
-        **mine,
-        "control": control,
-        "health": health,
-        "passed": passed and share >= 0.8,
-    }
+    first, rest = "raw PC1 ≥ 0.8", [of["criteria"] for of in outcomes]
+    each = {first: count([of[first] for of in rest])}
+    for mode in (name for name in rest[0] if name != first):
+        each |= {f"{mode}: {what}": count([of[mode][what] for of in rest]) for what in rest[0][mode]}
+    return {"passed": count([of["passed"] for of in outcomes]), **each}
 
 
 def main() -> None:
@@ -197,22 +162,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--language", action="store_true", help="also (c), minutes a seed")
+    parser.add_argument("--scale", choices=SCALES, default="small", help="paper: (c) alone, on --tokens")
+    parser.add_argument("--tokens", type=Path, help="for --scale paper: .npy, or bare 16-bit unsigned integers")
+    parser.add_argument("--weights", type=Path, help="for --scale paper: a state dict; else the network is trained")
     parser.add_argument("--out", type=Path, default=Path("susceptibilities"))
     options = parser.parse_args()
+    if (options.scale == "paper") != (options.tokens is not None):
+        parser.error("--scale paper and --tokens FILE go together")
     options.out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {}
     for seed in options.seeds:
-        checks, found = modules(seed)
-        for what, value, good in (*exact(seed), *checks):
-            print(f"seed {seed}: {'yes' if good else 'NO '}  {what}: {value:.3g}")
-            record.setdefault(what, []).append({"seed": seed, "value": value, "passed": good})
-        print(response_table(found))
-        response_figure(found).savefig(options.out / f"modules-{seed}.png")
-        if options.language:
-            outcome = heads(seed)
+        if options.scale == "small":
+            checks, found = modules(seed)
+            for what, value, good in (*exact(seed), *checks):
+                print(f"seed {seed}: {'yes' if good else 'NO '}  {what}: {value:.3g}")
+                record.setdefault(what, []).append({"seed": seed, "value": value, "passed": good})
+            print(response_table(found))
+            response_figure(found).savefig(options.out / f"modules-{seed}.png")
+        if options.language or options.scale == "paper":
+            outcome, figure = heads(seed, SCALES[options.scale], tokens=options.tokens, weights=options.weights)
             record.setdefault("heads", []).append(outcome)
-            print(json.dumps(outcome, indent=1))
-        (options.out / "susceptibilities.json").write_text(json.dumps(record, indent=1))
+            print(json.dumps(outcome, indent=1, ensure_ascii=False))
+            figure.savefig(options.out / f"heads-{seed}.png")
+        _write(options.out / "susceptibilities.json", record, SCALES[options.scale])
+    for what, count in summary(record["heads"]).items() if "heads" in record else ():
+        print(f"(c) {what}: {count}")
+
+
+def _write(file: Path, record: dict[str, Any], scale: Scale) -> None:
+    of_heads = {"heads settings": asdict(scale), "heads summary": summary(record["heads"])} if "heads" in record else {}
+    file.write_text(json.dumps({**record, **of_heads}, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

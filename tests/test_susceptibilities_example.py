@@ -1,10 +1,12 @@
-"""The example of susceptibilities: closed forms, two modules, and the sequences for its transformer."""
+"""The example of susceptibilities: closed forms, two modules, and the heads of a transformer with its sequences."""
 
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,3 +56,73 @@ def test_a_head_that_says_nothing(examples):
     with torch.no_grad():
         net.blocks[1].attn.o_proj.weight[:, 4:] = 0
     assert torch.allclose(next_token(net, (tokens,)) - before, rises[:, :, 3])
+
+
+def test_a_file_of_tokens(examples, tmp_path):
+    """Either format gives the sequences asked for, and no others."""
+    from attention_only import token_rows
+
+    ids = np.arange(70, dtype=np.uint16)
+    np.save(tmp_path / "ids.npy", ids)
+    ids.tofile(tmp_path / "ids.bin")
+    for name in ("ids.npy", "ids.bin"):
+        rows = token_rows(tmp_path / name, vocabulary=70, length=10, count=3, skip=2)
+        assert torch.equal(rows, torch.arange(20, 50).view(3, 10))
+    np.save(tmp_path / "floats.npy", ids.astype(np.float32))
+    for name, vocabulary, count, said in (
+        ("ids.bin", 70, 8, "holds 7 sequences of 10 tokens, expected 8"),
+        ("ids.npy", 20, 3, "has tokens 0 to 29, expected 0 to 19"),
+        ("floats.npy", 70, 3, "must hold integers, got float32"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            token_rows(tmp_path / name, vocabulary=vocabulary, length=10, count=count)
+
+
+def test_pairs_that_were_seen(examples):
+    from attention_only import INDUCTION, PLAIN, seen_pairs
+
+    tokens = torch.tensor([[1, 2, 3, 1, 2, 3, 3, 1, 2, 1]])
+    again = torch.tensor([[False, False, False, True, True, False, True, True, False]])
+    assert torch.equal(seen_pairs(tokens), torch.where(again, INDUCTION, PLAIN))
+
+
+def test_what_a_mode_is_judged_by(examples):
+    """A mode made of the kinds and of the contrast meets both of its criteria; chance meets neither."""
+    from attention_only import INDUCTION, PLAIN, SKIP
+    from susceptible_heads import told
+
+    g = torch.Generator().manual_seed(0)
+    kinds = torch.tensor([INDUCTION, SKIP, PLAIN]).repeat(200)
+    sign = torch.where(kinds == PLAIN, 0.0, torch.where(kinds == INDUCTION, 1.0, -1.0)).double()
+    contrast = torch.randn(8, generator=g).double()
+    noise = torch.randn(600, 8, generator=g).double()
+    both = told(10 + sign[:, None] * (contrast - contrast.mean()) + 0.01 * noise, kinds, contrast, against=SKIP)
+    assert both["raw PC2"] == {"AUC": 1.0, "correlation": pytest.approx(1, abs=1e-3)}
+    assert both["standardized PC1"]["AUC"] == 1
+    chance = told(noise, kinds, contrast, against=SKIP)
+    spread = (401 / (12 * 200 * 200)) ** 0.5  # of an AUC of unrelated scores
+    assert all(of["AUC"] < 0.5 + 4 * spread for of in chance.values())
+
+
+@pytest.mark.parametrize("source", ["two mechanisms", "a file"])
+def test_heads_at_a_tiny_size(examples, tmp_path, source):
+    """The whole of part (c), as small as it goes: every criterion has its value, and the picture is drawn."""
+    pytest.importorskip("matplotlib")
+    from attention_only import PLAIN
+    from susceptible_heads import MODES, SCALES, heads
+
+    tiny = replace(
+        SCALES["small"], width=8, num_heads=2, steps=5, batch=4, chains=2, draws=3, burnin=2, thinning=1, minibatch=4,
+        sampled=16, reference=4, probe=4,
+    )  # fmt: skip
+    file = None
+    if source == "a file":
+        file = tmp_path / "ids.npy"
+        tiny = replace(tiny, vocabulary=11, length=12, against=PLAIN)
+        np.save(file, np.random.default_rng(0).integers(11, size=12 * (4 + 16 + 256), dtype=np.uint16))
+    record, figure = heads(0, tiny, tokens=file)
+    assert set(record["modes"]) == set(record["control"]) == set(MODES)
+    met = [all(record["criteria"][mode].values()) for mode in MODES]
+    assert record["passed"] == (record["criteria"]["raw PC1 ≥ 0.8"] and any(met))
+    figure.savefig(tmp_path / "heads.png")
+    assert (tmp_path / "heads.png").stat().st_size > 10_000
