@@ -6,6 +6,7 @@ from lightning_slt.estimators.information import Information, InformationEstimat
 from lightning_slt.estimators.llc import LLC
 from lightning_slt.estimators.loss_kernel import KernelEstimate, LossKernel
 from lightning_slt.estimators.susceptibility import Responses, Susceptibility
+from lightning_slt.estimators.trajectory import Position, Trajectory
 
 __all__ = [
     "LLC",
@@ -18,8 +19,10 @@ __all__ = [
     "InformationEstimate",
     "KernelEstimate",
     "LossKernel",
+    "Position",
     "Responses",
     "Run",
     "Susceptibility",
+    "Trajectory",
     "View",
 ]
