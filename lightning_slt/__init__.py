@@ -3,6 +3,7 @@
 from lightning_slt import losses, theory
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks import (
+    CompressibilityMonitor,
     InfluenceMonitor,
     LLCMonitor,
     LogSteps,
@@ -14,12 +15,14 @@ from lightning_slt.callbacks import (
     TrajectoryMonitor,
     analyze,
 )
+from lightning_slt.comparing import compare
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators import (
     LLC,
     AtAnchor,
     BayesianInfluence,
+    Compressibility,
     Estimator,
     Information,
     LossKernel,
@@ -37,6 +40,7 @@ from lightning_slt.published import Preset, presets
 from lightning_slt.records import Reading, load_anchor, load_records
 from lightning_slt.samplers import HMC, MALA, SGHMC, SGLD, SGNHT, AdamSGLD, RMSPropSGLD, Sampler, UnderdampedLangevin
 from lightning_slt.sampling import SamplingConfig, sample
+from lightning_slt.store import to_xarray
 from lightning_slt.types import Draw, Estimate, Health
 from lightning_slt.version import __version__
 
@@ -52,6 +56,8 @@ __all__ = [
     "BayesianInfluence",
     "Calibration",
     "Component",
+    "Compressibility",
+    "CompressibilityMonitor",
     "Draw",
     "Estimate",
     "Estimator",
@@ -86,6 +92,7 @@ __all__ = [
     "__version__",
     "analyze",
     "calibrate",
+    "compare",
     "estimate",
     "load_anchor",
     "load_data",
@@ -94,4 +101,5 @@ __all__ = [
     "presets",
     "sample",
     "theory",
+    "to_xarray",
 ]

@@ -1,10 +1,11 @@
-"""The command line: ``lightning-slt analyze CHECKPOINTS --config FILE``."""
+"""The command line: ``lightning-slt analyze CHECKPOINTS --config FILE``, ``lightning-slt compare RUN_A RUN_B``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from lightning_slt.callbacks.offline import analyze, follows_readings
+from lightning_slt.comparing import compare
 
 CONFIG = """model:
   class_path: my_package.MyModule
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lightning-slt", description="Singular learning theory on saved runs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_analyze(commands)
+    _add_compare(commands)
     options = parser.parse_args(argv)
     try:
         options.run(options)
@@ -73,6 +76,36 @@ def _analyze(options: argparse.Namespace) -> None:
         precision=options.precision,
     )
     print(f"{len(readings)} readings in {options.out}; tensorboard --logdir {options.out}")  # noqa: T201
+
+
+def _add_compare(commands: Any) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="two runs side by side: LLCs, kernels, response matrices, trajectories",
+        description="Compares what was recorded of two runs, with errors, nulls, and what seeds alone would make.",
+    )
+    command.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="folder of a run's logs")
+    command.add_argument(
+        "--baseline", nargs="+", type=Path, default=[], metavar="RUN", help="others of the first's kind"
+    )
+    command.add_argument("--step", type=int, help="the readings at this step, or the last before; else the last")
+    command.add_argument("--samples", type=int, help="n of the free energy; else what was sampled on")
+    command.add_argument("--out", type=Path, help="write the report there, and its picture beside it")
+    command.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    first, second = options.runs
+    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    found = compare(
+        first, second, baseline=options.baseline, names=names, step=options.step, num_samples=options.samples
+    )
+    print(found)  # noqa: T201
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(str(found))
+        if find_spec("matplotlib") is not None:
+            found.plot().savefig(options.out.with_suffix(".png"))
 
 
 def read_config(path: Path) -> tuple[nn.Module, Any, list[Callback]]:

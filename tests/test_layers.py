@@ -15,7 +15,7 @@ LAYERS = [
     {"types", "version", "seeding", "memory", "boundary"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
     | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "checkpoints", "files"},
-    {"data", "health", "samplers", "records", "covariances", "responses"},
+    {"data", "health", "samplers", "records", "covariances", "responses", "compression"},
     {"passes", "estimators", "motion"},
     {"sampling"},
     {"preflight", "published", "chains"},
@@ -23,6 +23,8 @@ LAYERS = [
     {"snapshot"},
     {"running", "reporting"},
     {"plan"},
+    {"sides"},
+    {"comparing"},
     {"finding"},
     {"reading"},
     {"callbacks"},

@@ -11,6 +11,7 @@ inverse would be noise blown up. It is a suggestion, to be tried and measured; n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -88,4 +89,4 @@ def _noise_level(errors: Tensor) -> float:
     rows, columns = errors.shape
     rounding = 1e-12
     typical = float(errors.square().mean().sqrt().nan_to_num())
-    return max(rounding, typical * (rows**0.5 + columns**0.5))
+    return max(rounding, typical * (math.sqrt(rows) + math.sqrt(columns)))
