@@ -16,7 +16,7 @@ LAYERS = [
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
     | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "checkpoints", "files"},
     {"data", "health", "samplers", "records", "covariances", "responses", "compression"},
-    {"passes", "estimators", "motion"},
+    {"passes", "estimators", "motion", "store"},
     {"sampling"},
     {"preflight", "published", "chains"},
     {"calibration", "soundness", "together", "probing", "assignment", "analysis"},
