@@ -11,7 +11,7 @@ Everything is summed in float64, in blocks of rows that bound the memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,18 +59,46 @@ def covariances(first: Tensor, second: Tensor, *, pooled: bool = False, block: i
     >>> float(found.covariance), round(float(found.correlation), 9), float(found.stderr)  # variances ½ and 4½
     (-5.0, -1.0, 4.0)
     """
+    parts = []
+    for of_chains, variances in _blocks(first, second, pooled=pooled, block=block):
+        correlation, error = _correlations(of_chains, *variances)
+        parts.append((of_chains.mean(0), correlation, _standard_error(of_chains), error))
+    return Covariances(*(torch.cat(blocks) for blocks in zip(*parts, strict=True)))
+
+
+def correlations(first: Tensor, second: Tensor, *, pooled: bool = False, block: int | None = None) -> Tensor:
+    """The correlations of :func:`covariances` to the same bits, without errors, which cost more than all the rest.
+
+    Args:
+        first: As for :func:`covariances`.
+        second: The same.
+        pooled: The same.
+        block: The same.
+
+    Returns:
+        ``[first, second]``.
+
+    >>> a = torch.tensor([[[0.0], [1.0]], [[10.0], [13.0]]])
+    >>> round(float(correlations(a, -2 * a)), 9)
+    -1.0
+    """
+    parts = _blocks(first, second, pooled=pooled, block=block)
+    return torch.cat([_correlation(of_chains, *variances) for of_chains, variances in parts])
+
+
+def _blocks(
+    first: Tensor, second: Tensor, *, pooled: bool, block: int | None
+) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+    """Each chain's covariances ``[chain, block, second]`` by blocks of rows, and its variances of both sides."""
     chains, draws = _check(first, second, pooled=pooled)
-    a, b = _centred(first, pooled=pooled), _centred(second, pooled=pooled)
+    a = _centred(first, pooled=pooled)
+    b = a if second is first else _centred(second, pooled=pooled)
     freedom = (chains * draws - 1) / chains if pooled else draws - 1
     variances = a.square().sum(1) / freedom, b.square().sum(1) / freedom  # [chain, first] and [chain, second]
     rows = block or max(1, NUMBERS // (chains * b.shape[2]))
-    parts = []
     for start in range(0, a.shape[2], rows):
         part = slice(start, start + rows)
-        of_chains = a[:, :, part].mT @ b / freedom
-        correlation, error = _correlations(of_chains, variances[0][:, part], variances[1])
-        parts.append((of_chains.mean(0), correlation, _standard_error(of_chains), error))
-    return Covariances(*(torch.cat(blocks) for blocks in zip(*parts, strict=True)))
+        yield a[:, :, part].mT @ b / freedom, (variances[0][:, part], variances[1])
 
 
 def _check(first: Tensor, second: Tensor, *, pooled: bool) -> tuple[int, int]:
@@ -93,15 +121,20 @@ def _centred(traces: Tensor, *, pooled: bool) -> Tensor:
 
 
 def _correlations(of_chains: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    r"""``Σ_c K_ij / √(Σ_c K_ii Σ_c K_jj)`` and its jackknife error ``√((C−1)/C Σ_c (R₋c − R̄)²)``."""
-    correlation = _ratio(of_chains.sum(0), first.sum(0), second.sum(0))
+    r"""``R`` and its jackknife error ``√((C−1)/C Σ_c (R₋c − R̄)²)``."""
+    correlation = _correlation(of_chains, first, second)
     chains = len(of_chains)
     if chains < 2:
         return correlation, torch.full_like(correlation, math.nan)
     rest = [[c for c in range(chains) if c != left_out] for left_out in range(chains)]
-    others = [_ratio(of_chains[r].sum(0), first[r].sum(0), second[r].sum(0)) for r in rest]
+    others = [_correlation(of_chains[r], first[r], second[r]) for r in rest]
     spread = torch.stack(others).var(0, correction=0)
     return correlation, ((chains - 1) * spread).sqrt()
+
+
+def _correlation(of_chains: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """``R_ij = Σ_c K_ij / √(Σ_c K_ii Σ_c K_jj)``."""
+    return _ratio(of_chains.sum(0), first.sum(0), second.sum(0))
 
 
 def _ratio(covariance: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -188,9 +221,8 @@ def split_half(first: Tensor, second: Tensor, *, pooled: bool = False) -> float:
     half = len(first) // 2
     if half == 0 or first.shape[1] < 2:
         return math.nan
-    one, two = (
-        covariances(first[part], second[part], pooled=pooled).correlation for part in (slice(half), slice(half, None))
-    )
+    parts = slice(half), slice(half, None)
+    one, two = (correlations(first[part], second[part], pooled=pooled) for part in parts)
     if first is second:
         off = ~torch.eye(len(one), dtype=torch.bool, device=one.device)
         one, two = one[off], two[off]

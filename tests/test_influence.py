@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_slt as slt
-from lightning_slt.covariances import between_share, covariances, effective_draws, split_half
+from lightning_slt.covariances import between_share, correlations, covariances, effective_draws, split_half
 from lightning_slt.estimators.base import Run
 from lightning_slt.probes import Probe, ProbeAtAnchor
 from lightning_slt.types import Draw, student_t_quantile
@@ -271,6 +271,16 @@ def test_blocks_change_nothing():
     for block in (1, 2, 7, 100):
         for a, b in zip(whole, covariances(train, query, block=block), strict=True):
             assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_correlations_alone_have_the_same_bits(pooled):
+    train, query = normals(3, 20, 7), normals(3, 20, 2, seed=1)
+    train[:, :, 3] = 1.0  # no variance
+    for first, second in ((train, query), (train, train)):
+        for block in (None, 2):
+            whole = covariances(first, second, pooled=pooled, block=block).correlation
+            assert torch.equal(correlations(first, second, pooled=pooled, block=block), whole)
 
 
 def test_permutations_of_samples_chains_and_draws():
