@@ -1,4 +1,4 @@
-"""Environments of their own for the peers, made on first use and kept under `benchmarks/.envs`."""
+"""Environments of their own for the peers, made on first use and kept under `benchmarks/.envs`, or where one says."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Environment:
     """A virtual environment with pinned packages.
 
     Attributes:
-        name: Folder under `benchmarks/.envs`.
+        name: Of its folder.
         requirements: What pip installs, each pinned.
     """
 
     name: str
     requirements: tuple[str, ...]
 
-    def python(self) -> Path:
+    def python(self, parent: Path = ENVIRONMENTS) -> Path:
         """The interpreter; the environment is made first if it is not complete."""
-        folder = ENVIRONMENTS / self.name
+        folder = parent.resolve() / self.name
         interpreter, complete = folder / "bin" / "python", folder / "complete"
         wanted = "\n".join(self.requirements)
         if not (complete.exists() and complete.read_text() == wanted):
@@ -37,3 +37,5 @@ class Environment:
 
 
 DEVINTERP_1_3 = Environment("devinterp-1.3.2", ("torch==2.13.0", "devinterp==1.3.2"))
+DEVINTERP_2_0 = Environment("devinterp-2.0.1", ("torch==2.13.0", "devinterp==2.0.1"))
+KRONFLUENCE = Environment("kronfluence-1.0.1", ("torch==2.13.0", "kronfluence==1.0.1"))

@@ -1,0 +1,1 @@
+"""Loss kernels and Bayesian influences beside the nearest that devinterp offers."""

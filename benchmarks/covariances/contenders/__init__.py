@@ -1,0 +1,1 @@
+"""One contender a file, each with `prepare(question)`; run inside `benchmarks.turns` only."""

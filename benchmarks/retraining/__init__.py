@@ -1,0 +1,1 @@
+"""Which influences foretell retraining: ours, gradients, Gauss–Newton, and kronfluence's EK-FAC."""
