@@ -374,6 +374,11 @@ def test_ten_thousand_samples_without_their_matrix(monkeypatch):
             {"sprites": torch.zeros(3, 8, 8)},
             "must be pictures \\[sample, 1 or 3, height, width\\].*\\(3, 8, 8\\)",
         ),
+        (
+            {"sprites": torch.full((3, 1, 8, 8), 255, dtype=torch.uint8)},
+            "must lie between 0 and 1, got values between 255 and 255; write sprites=pictures / 255",
+        ),
+        ({"sprites": torch.full((3, 1, 8, 8), math.nan)}, "must lie between 0 and 1, got values between nan and nan"),
     ],
 )
 def test_what_no_kernel_can_be(keywords, message):
@@ -389,13 +394,13 @@ def test_probes_that_have_no_kernel():
 
 
 def test_sprites_are_those_of_the_samples():
-    pictures = torch.arange(9.0)[:, None, None, None].expand(9, 3, 2, 2)
+    pictures = (torch.arange(9.0) / 8)[:, None, None, None].expand(9, 3, 2, 2)
     indices = torch.tensor([1, 4, 8])
     run = run_of(TRACES[:, :, :3], torch.zeros(3), None, indices)
     accumulator = LossKernel(DATA, sprites=pictures).start(run)
     feed(accumulator, TRACES[:, :, :3], range(3))
     kernel = accumulator.compute()
-    assert kernel.sprites[:, 0, 0, 0].tolist() == [1, 4, 8]
+    assert kernel.sprites[:, 0, 0, 0].tolist() == [1 / 8, 4 / 8, 1]
     assert [row[1] for row in kernel_embedding(kernel).labels] == ["1", "4", "8"]
 
 

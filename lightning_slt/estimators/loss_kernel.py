@@ -193,7 +193,7 @@ class LossKernel(Estimator):
         thresholds: Of the health checks.
 
     Raises:
-        ValueError: If the rank is not positive, or sprites are no pictures.
+        ValueError: If the rank is not positive, or sprites are no pictures with values from 0 to 1.
 
     >>> LossKernel(Probe([0, 1, 2], name="three")).probes[0].name
     'three'
@@ -218,6 +218,11 @@ class LossKernel(Estimator):
             raise ValueError(
                 "LossKernel.sprites must be pictures [sample, 1 or 3, height, width], one for each sample of the "
                 f"probe's data, got shape {tuple(self.sprites.shape)}"
+            )
+        if self.sprites is not None and not bool(((self.sprites >= 0) & (self.sprites <= 1)).all()):
+            raise ValueError(
+                f"LossKernel.sprites must lie between 0 and 1, got values between {float(self.sprites.min()):g} and "
+                f"{float(self.sprites.max()):g}; write sprites=pictures / 255 for bytes"
             )
 
     @property

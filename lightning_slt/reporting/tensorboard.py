@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -10,10 +11,14 @@ from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from lightning_slt.reporting.scalars import Keys
+
+SHEET = 4096
+"""Pixels of the side of the projector's sheet of pictures: browsers take textures of 8192, this one in 400 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +27,10 @@ class Embedding:
 
     Attributes:
         points: ``[sample, coordinate]``.
-        labels: One row of texts a sample under ``header``.
+        labels: One row of texts a sample under ``header``; tabs and line breaks in them become spaces.
         header: What the texts are.
-        sprites: A small picture of every sample ``[sample, channel, height, width]`` in 0 to 1, or None.
+        sprites: A small picture of every sample ``[sample, channel, height, width]`` in 0 to 1, or None. Made square,
+            and shrunk where there are too many for one sheet.
     """
 
     points: Tensor = field(repr=False)
@@ -82,14 +88,33 @@ def write_figure(loggers: Sequence[Logger], tag: str, draw: Callable[[], Any], s
 
 def write_embedding(loggers: Sequence[Logger], tag: str, embedding: Embedding, step: int) -> None:
     """Log a map of samples where a logger has a projector."""
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            with redirect_stdout(StringIO()):  # torch prints a warning where a reading is made again
-                logger.experiment.add_embedding(
-                    embedding.points.float().cpu(),
-                    metadata=[list(row) for row in embedding.labels],
-                    metadata_header=list(embedding.header),
-                    label_img=embedding.sprites,
-                    global_step=step,
-                    tag=tag,
-                )
+    able = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    if not able:
+        return
+    header, *rows = ([_one_field(text) for text in row] for row in (embedding.header, *embedding.labels))
+    tiles = None if embedding.sprites is None else _tiles(embedding.sprites)
+    for logger in able:
+        with redirect_stdout(StringIO()):  # torch prints a warning where a reading is made again
+            logger.experiment.add_embedding(
+                embedding.points.float().cpu(),
+                metadata=rows,
+                metadata_header=header,
+                label_img=tiles,
+                global_step=step,
+                tag=tag,
+            )
+
+
+def _one_field(text: str) -> str:
+    """A text that stays one field of a table of tabs and lines; torch writes it as it is."""
+    return " ".join(text.split())
+
+
+def _tiles(sprites: Tensor) -> Tensor:
+    """Pictures in the middle of squares: the projector takes square sheets, on which torch cannot place others."""
+    height, width = sprites.shape[2:]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    square = torch.nn.functional.pad(sprites.float(), (left, side - width - left, top, side - height - top))
+    most = SHEET // math.ceil(math.sqrt(len(sprites)))
+    return square if side <= most else torch.nn.functional.adaptive_avg_pool2d(square, max(1, most))
