@@ -1,5 +1,6 @@
 """Lightning callbacks: thin hooks around readings."""
 
+from lightning_slt.callbacks.compressibility import CompressibilityMonitor
 from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.offline import analyze
@@ -9,6 +10,7 @@ from lightning_slt.callbacks.schedule import LogSteps
 from lightning_slt.callbacks.trajectory import TrajectoryMonitor
 
 __all__ = [
+    "CompressibilityMonitor",
     "InfluenceMonitor",
     "LLCMonitor",
     "LogSteps",

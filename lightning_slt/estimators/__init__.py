@@ -1,6 +1,7 @@
 """What is estimated from the draws, one quantity a file."""
 
 from lightning_slt.estimators.base import Accumulator, AtAnchor, Estimator, Run, View
+from lightning_slt.estimators.compressibility import Compressibility, Compression
 from lightning_slt.estimators.influence import BayesianInfluence, Influence
 from lightning_slt.estimators.information import Information, InformationEstimate
 from lightning_slt.estimators.llc import LLC
@@ -13,6 +14,8 @@ __all__ = [
     "Accumulator",
     "AtAnchor",
     "BayesianInfluence",
+    "Compressibility",
+    "Compression",
     "Estimator",
     "Influence",
     "Information",

@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from lightning_slt.estimators import Influence, KernelEstimate, Responses
+from lightning_slt.estimators import Compression, Influence, KernelEstimate, Responses
+from lightning_slt.reporting.compression import compression_pictures
 from lightning_slt.reporting.influence import influence_texts
 from lightning_slt.reporting.kernels import kernel_pictures
 from lightning_slt.reporting.responses import response_pictures
@@ -23,6 +24,7 @@ DRAWN: dict[type, Callable[[Any], Mapping[str, Picture]]] = {
     KernelEstimate: kernel_pictures,
     Influence: influence_texts,
     Responses: response_pictures,
+    Compression: compression_pictures,
 }
 """``{kind of result: function of it that gives {name: picture}}``."""
 
