@@ -295,6 +295,7 @@ def train(lists: dict[str, Tensor | None], scale: Scale, seed: int, probe: slt.P
         Regression(net, scale.learning_rate),
         DataLoader(Endless(list(lists.values()), scale, seed + 10**6), batch_size=None),
     )
+    torch.save(net.state_dict(), Path(logger.log_dir) / "networks.pt")
     return net, Path(logger.log_dir)
 
 

@@ -8,6 +8,7 @@ half k waves of a cosine, and two of them draw a Lissajous figure, turns and all
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -69,7 +70,8 @@ def smoothed(points: Tensor, width: float) -> Tensor:
     return weights @ points.double()
 
 
-class Form(NamedTuple):
+@dataclass(frozen=True)
+class Form:
     """A turn of a trajectory: a candidate form.
 
     Attributes:

@@ -96,7 +96,7 @@ def trajectory_figure(
     except ImportError as error:
         raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
     axes = len(joint.shares)
-    others = [1, 2][: axes - 1] or [None]
+    others: list[int | None] = [*range(1, min(axes, 3))] or [None]
     figure = Figure(figsize=(1 + 4.5 * len(others), 4.9), dpi=110, layout="constrained")
     figure.suptitle("\n".join(textwrap.wrap(title, 55 * len(others))), fontsize=10, color=INK, x=0.01, ha="left")
     figure.supxlabel(
