@@ -15,7 +15,7 @@ LAYERS = [
     {"types", "version", "seeding", "memory", "boundary"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
     | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "checkpoints", "files"},
-    {"data", "health", "samplers", "records", "covariances", "responses", "compression"},
+    {"data", "health", "samplers", "records", "covariances", "groupings", "responses", "compression"},
     {"passes", "estimators", "motion", "store"},
     {"sampling"},
     {"preflight", "published", "chains"},

@@ -29,6 +29,7 @@ from lightning_slt.covariances import (
     split_half,
 )
 from lightning_slt.estimators.base import Accumulator, Estimator, Run
+from lightning_slt.groupings import group_covariances, named_groups
 from lightning_slt.health import Thresholds, judge, trace_values
 from lightning_slt.probes import Probe, as_probe
 from lightning_slt.results import Result
@@ -65,6 +66,13 @@ class Influence(Result):
         query_indices: Which sample of the user's queries each column is ``[query]``.
         train_labels: Where they are known.
         query_labels: Where they are known.
+        group_influence: Mean influence over the pairs of a group of training samples and one of queries, of a sample
+            on itself left out ``[train group, query group]``; None without groups.
+        group_stderr: Its standard error from between chains.
+        group_between: What chains that sit in different phases would add to it: the part between chains, which is
+            left out as in all covariances here unless they are pooled.
+        train_groups: Names of the groups.
+        query_groups: Names of the groups.
         sides: Names of the axes of the matrices: ``train`` and ``query``, each followed by ``train_token`` or
             ``query_token`` where its tokens were kept apart.
     """
@@ -83,13 +91,19 @@ class Influence(Result):
     query_indices: Tensor = field(repr=False)
     train_labels: Tensor | None = field(default=None, repr=False)
     query_labels: Tensor | None = field(default=None, repr=False)
+    group_influence: Tensor | None = field(default=None, repr=False)
+    group_stderr: Tensor | None = field(default=None, repr=False)
+    group_between: Tensor | None = field(default=None, repr=False)
+    train_groups: tuple[str, ...] = ()
+    query_groups: tuple[str, ...] = ()
     sides: tuple[str, ...] = ("train", "query")
 
     def axes(self) -> dict[str, tuple[str, ...]]:
         """Training samples, then queries, each followed by its tokens where these were kept apart."""
         found = dict.fromkeys(("influence", "normalized", "stderr", "normalized_stderr"), self.sides)
         sides = {f"{side}_{what}": (side,) for side in ("train", "query") for what in ("indices", "labels")}
-        return {**found, **sides}
+        groups = dict.fromkeys(("group_influence", "group_stderr", "group_between"), ("train_group", "query_group"))
+        return {**found, **sides, **groups}
 
     @property
     def covariance(self) -> Tensor:
@@ -164,6 +178,9 @@ class BayesianInfluence(Estimator):
             its tokens; ``"train"``, ``"query"`` or ``"both"`` keep them apart on that side. Influences add over tokens,
             correlations do not.
         pooled: Centre on the mean of all chains, as the paper does, rather than on each chain's own.
+        train_groups: Group of each training sample ``[sample]``, or of each token where they are kept apart
+            ``[sample, token]``: whole numbers, below 0 for none; None takes the labels of the probe.
+        query_groups: The same of the queries.
         thresholds: Of the health checks.
 
     Raises:
@@ -180,6 +197,8 @@ class BayesianInfluence(Estimator):
     scale: Scale = "covariance"
     tokens: Tokens = "sum"
     pooled: bool = False
+    train_groups: Tensor | Sequence[int] | None = None
+    query_groups: Tensor | Sequence[int] | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
     fields = ("factor", "n_eff", "reliability", "strength", "rhat", "silent")
 
@@ -258,9 +277,32 @@ class _InfluenceAccumulator(Accumulator):
             query_indices=known[1].indices,
             train_labels=known[0].labels,
             query_labels=known[1].labels,
+            **self._groups(train, query, rows, columns, factor),
             sides=("train", "train_token")[: len(rows)] + ("query", "query_token")[: len(columns)],
             health=health,
         )
+
+    def _groups(
+        self, train: Tensor, query: Tensor, rows: tuple[int, ...], columns: tuple[int, ...], factor: float
+    ) -> dict[str, Any]:
+        """Influence between groups, where both sides have them."""
+        e, run = self.estimator, self.run
+        first = named_groups(e.train_groups, run.probes[e.train.name], rows, "train_groups")
+        second = named_groups(e.query_groups, run.probes[e.query.name], columns, "query_groups")
+        if first is None or second is None or not len(train) or train.shape[1] < 2:
+            return {}
+        same = torch.arange(train.shape[2]).repeat(2, 1).T if query is train else None
+        found = group_covariances(train.cpu(), query.cpu(), first.members, second.members, identical=same)
+        chains, within = len(found.within), found.within + (found.between if e.pooled else 0.0)
+        unknown = chains < 2 or run.share_batches
+        error = torch.full_like(found.between, math.nan) if unknown else within.std(0) / math.sqrt(chains)
+        return {
+            "group_influence": -factor * within.mean(0),
+            "group_stderr": factor * error,
+            "group_between": -factor * found.between,
+            "train_groups": first.names,
+            "query_groups": second.names,
+        }
 
     def _health(self, train: Tensor, query: Tensor, dead: Mapping[int, int]) -> Health:
         """Checks of the mean loss of the training samples, and what a covariance needs beside them."""
