@@ -311,6 +311,15 @@ def test_runs_on_two_probes_are_not_compared() -> None:
         recorded_rows("a", key="other")
 
 
+def test_a_folder_of_two_runs_is_no_run() -> None:
+    fit(monitor(), default_root_dir="both/a")
+    fit(monitor(), module=Classifier(lr=1e-3), default_root_dir="both/b")
+    with pytest.raises(ValueError, match="two readings of step 0 differ: these are records of several runs"):
+        recorded_rows("both")
+    fit(monitor(name="again"), default_root_dir="both/a")  # another monitor of the same weights
+    assert len(recorded_rows("both/a").steps) == 5
+
+
 def test_a_network_that_stands_still_is_no_error() -> None:
     mine = monitor()
     trainer = fit(mine, module=Classifier(lr=0.0))

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,10 +56,17 @@ def recorded_rows(
         name: Only this monitor's readings.
 
     Raises:
-        ValueError: If there are none, or they hang on different probes.
+        ValueError: If there are none, or they are of several runs or probes.
     """
     readings = load_records(run, name=name) if isinstance(run, str | Path) else run
-    found = {r.step: r.estimates[component][key] for r in readings if key in r.estimates.get(component, {})}
+    found: dict[int, Any] = {}
+    for reading in (r for r in readings if key in r.estimates.get(component, {})):
+        result = reading.estimates[component][key]
+        if not torch.equal(found.setdefault(reading.step, result).row, result.row):
+            raise ValueError(
+                f"two readings of step {reading.step} differ: these are records of several runs or monitors; give the "
+                "folder of one run, or recorded_rows(folder, name='the monitor')"
+            )
     if not found:
         keys = sorted({k for r in readings for k in r.estimates.get(component, {})})
         raise ValueError(f"no reading holds {component}/{key}; there is {', '.join(keys) or 'none'} of {component}")
