@@ -16,6 +16,20 @@ from torch import Tensor
 NUMBERS = 2**24
 """Numbers that a block of rows may hold."""
 
+SEED = 2509_26537
+"""Of which samples are looked at where not all can be: the same ones every time."""
+
+
+def some_of(samples: int, most: int) -> Tensor:
+    """Indices of all samples, or of so many of them by chance, in order: every k-th of classes in turn are of few.
+
+    >>> some_of(3, 5), len(some_of(1000, 5))
+    (tensor([0, 1, 2]), 5)
+    """
+    if samples <= most:
+        return torch.arange(samples)
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(SEED))[:most].sort().values
+
 
 def trace_factor(traces: Tensor, *, pooled: bool = False) -> Tensor:
     r"""Factor of the covariance of traces.

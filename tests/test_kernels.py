@@ -131,6 +131,12 @@ def test_further_samples_join_the_cluster_they_are_most_like(monkeypatch):
     assert adjusted_rand(clusters(factor, 4), labels) == 1.0
 
 
+def test_ten_thousand_samples_join(monkeypatch):
+    factor, labels = blocks(count=5, size=2000)
+    monkeypatch.setattr(kernels, "LARGEST", 200)
+    assert adjusted_rand(clusters(factor, 5), labels) == 1.0
+
+
 def test_clusters_of_samples_some_of_which_never_move():
     factor, labels = blocks()
     factor[:, 5] = 0
@@ -222,8 +228,35 @@ def test_agreement_against_all_pairs():
 def test_agreement_of_many_ranks_some_pairs(monkeypatch):
     monkeypatch.setattr(agreeing, "PAIRED", 16)
     factor, labels = blocks(noise=0.4)
-    values, same = pairs_of(factor[:, ::3], labels[::3])
+    some = gram.some_of(len(labels), 16)
+    values, same = pairs_of(factor[:, some], labels[some])
     assert agreement(factor, labels).auc == pytest.approx(roc_auc_score(same.numpy(), values.numpy()))
+
+
+def test_some_of_many():
+    before = torch.get_rng_state()
+    assert torch.equal(gram.some_of(7, 7), torch.arange(7))
+    assert torch.equal(gram.some_of(3, 7), torch.arange(3))
+    found = gram.some_of(10_000, 400)
+    assert torch.equal(found, gram.some_of(10_000, 400))
+    assert torch.equal(found, found.unique())
+    assert (len(found), int(found.max()) < 10_000) == (400, True)
+    assert torch.equal(before, torch.get_rng_state())
+    # of each of 10 classes that come in turn 40, with the standard deviation of draws without replacement
+    counts = torch.bincount(found % 10, minlength=10)
+    assert float((counts - 40).abs().max()) < 4 * math.sqrt(400 * 0.1 * 0.9)
+
+
+def test_classes_in_turn_are_all_asked(monkeypatch):
+    """Every fourth sample would be of one class."""
+    factor, labels = blocks(size=40)
+    turns = labels.argsort(stable=True).reshape(4, -1).T.flatten()
+    factor, labels = factor[:, turns], labels[turns]
+    assert bool((labels[::4] == labels[0]).all())
+    monkeypatch.setattr(agreeing, "PAIRED", len(labels) // 4)
+    monkeypatch.setattr(kernels, "LARGEST", len(labels) // 4)
+    assert math.isfinite(agreement(factor, labels).auc)
+    assert adjusted_rand(clusters(factor, 4), labels) == 1.0
 
 
 def test_labels_must_be_those_of_the_samples():

@@ -16,10 +16,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_slt as slt
+from lightning_slt.analysis.kernels import clusters
+from lightning_slt.covariances import covariances
 from lightning_slt.estimators import KernelEstimate, LossKernel, Run
+from lightning_slt.estimators import loss_kernel as own_module
 from lightning_slt.estimators.loss_kernel import NUMBERS
 from lightning_slt.gram import compressed, normalized, spectrum
 from lightning_slt.probes import ProbeAtAnchor
+from lightning_slt.reporting import kernels as drawing
 from lightning_slt.reporting.kernels import kernel_embedding, kernel_figure, kernel_pictures
 from lightning_slt.reporting.pictures import write_pictures
 from lightning_slt.results import StoredResult
@@ -362,7 +366,44 @@ def test_ten_thousand_samples_without_their_matrix(monkeypatch):
     kernel = kernel_of(random(2, 20, 10_000).float(), labels=torch.arange(10_000) % 10)
     assert kernel.arrays()["factor"].shape == (32, 10_000)
     assert all(math.isfinite(value) for value in kernel.scalars().values())
-    kernel_figure(kernel)
+    axis = kernel_figure(kernel).axes[0]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == [str(digit) for digit in range(10)]
+    assert axis.get_images()[0].get_array().shape == (400, 400)
+    assert "400 of 10000 samples" in axis.get_xlabel()
+
+
+def test_heat_maps_of_some_samples_cluster_those_alone(monkeypatch):
+    asked = []
+
+    def spy(factor, count):
+        asked.append(factor.shape[1])
+        return clusters(factor, count)
+
+    monkeypatch.setattr(drawing, "PIXELS", 30)
+    monkeypatch.setattr(drawing, "clusters", spy)
+    axis = kernel_figure(kernel_of(random(2, 20, 100))).axes[0]
+    assert asked == [30]
+    assert axis.get_xlabel() == "30 of 100 samples, by chance, by cluster"
+    groups = torch.arange(100) % 3
+    axis = kernel_figure(kernel_of(random(2, 20, 100)), groups=groups).axes[0]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_errors_come_in_rows(monkeypatch, pooled):
+    """Of 10 000 samples one matrix is asked for, and one held."""
+    rows = []
+
+    def spy(first, second, *, pooled):
+        rows.append(first.shape[2])
+        return covariances(first, second, pooled=pooled)
+
+    monkeypatch.setattr(own_module, "covariances", spy)
+    monkeypatch.setattr(own_module, "ROWS", 3)
+    kernel, whole = kernel_of(TRACES, pooled=pooled), covariances(TRACES, TRACES, pooled=pooled)
+    assert close(kernel.stderr, whole.stderr)
+    assert close(kernel.correlation_stderr, whole.correlation_stderr)
+    assert rows == [3, 3, 1] * 2
 
 
 @pytest.mark.parametrize(

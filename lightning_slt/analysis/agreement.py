@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_slt.gram import neighbours, normalized, purity, row_blocks
+from lightning_slt.gram import neighbours, normalized, purity, row_blocks, some_of
 
 PAIRED = 1500
-"""Samples whose pairs are ranked for the AUC, evenly spaced: a million pairs say enough."""
+"""Samples whose pairs are ranked for the AUC, chosen by chance: a million pairs say enough."""
 
 
 class GroupMeans(NamedTuple):
@@ -98,7 +98,7 @@ def agreement(
     means = group_means(factor, labels, n_eff=n_eff)
     weights = means.pairs / means.pairs.sum()
     same = torch.eye(len(means.groups), dtype=torch.bool, device=factor.device)
-    some = torch.arange(len(labels))[:: -(-len(labels) // PAIRED)]
+    some = some_of(len(labels), PAIRED)
     unit = normalized(factor[:, some])
     above = torch.ones(len(some), len(some), dtype=torch.bool).triu(1)
     alike = labels[some][:, None] == labels[some]

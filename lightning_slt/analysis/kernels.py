@@ -21,6 +21,7 @@ from lightning_slt.gram import (
     normalized,
     purity,
     row_blocks,
+    some_of,
     spectrum,
     trace_factor,
 )
@@ -38,13 +39,17 @@ __all__ = [
     "pca",
     "purity",
     "row_blocks",
+    "some_of",
     "spectrum",
     "suspects",
     "trace_factor",
 ]
 
 LARGEST = 2000
-"""Samples among which clusters are found; further ones join the cluster that they are most like."""
+"""Samples among which clusters are found, chosen by chance; further ones join the cluster that they are most like."""
+
+ROUNDS = 3
+"""How often further samples join: centres of all samples are less noisy than those of the first ones."""
 
 MAD = 1.4826
 """Standard deviation of a normal variable over its median absolute deviation."""
@@ -105,7 +110,7 @@ def clusters(factor: Tensor, count: int, *, seed: int = 0) -> Tensor:
     unit = normalized(factor.double())
     if not bool(unit.isfinite().all()):
         raise ValueError("the kernel is not finite: no chain of its reading finished")
-    seeds = torch.arange(samples)[:: -(-samples // LARGEST)]
+    seeds = some_of(samples, LARGEST)
     similar = (unit[:, seeds].mT @ unit[:, seeds]).clamp(min=0)
     similar.fill_diagonal_(1.0)  # a sample that never moves is like itself, and not without any link
     degree = similar.sum(1).rsqrt()
@@ -114,9 +119,7 @@ def clusters(factor: Tensor, count: int, *, seed: int = 0) -> Tensor:
     found = torch.from_numpy(KMeans(count, n_init=10, random_state=seed).fit(rows.numpy()).labels_).long()
     if len(seeds) == samples:
         return found
-    members = torch.nn.functional.one_hot(found, count).double()
-    members = members / members.sum(0).clamp(min=1)
-    return torch.cat([(rows[:, seeds].clamp(min=0) @ members).argmax(1) for _, rows in row_blocks(unit)])
+    return _joined(unit, seeds, found, count)
 
 
 def order(factor: Tensor, groups: Tensor) -> Tensor:
@@ -133,6 +136,16 @@ def order(factor: Tensor, groups: Tensor) -> Tensor:
         centre = unit[:, mine].sum(1)
         found.append(mine[(centre @ unit[:, mine]).argsort(descending=True)])
     return torch.cat(found)
+
+
+def _joined(unit: Tensor, seeds: Tensor, found: Tensor, count: int) -> Tensor:
+    """All samples in the cluster with whose members they have the largest mean R, first of the seeds, then of all."""
+    mine, some = found, unit[:, seeds]
+    for _ in range(ROUNDS):
+        members = torch.nn.functional.one_hot(mine, count).double()
+        centres = some @ (members / members.sum(0).clamp(min=1))
+        mine, some = (unit.mT @ centres).argmax(1), unit
+    return mine
 
 
 class Suspects(NamedTuple):

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from lightning_slt.analysis.kernels import clusters, order, pca
 from lightning_slt.estimators.loss_kernel import KernelEstimate
-from lightning_slt.gram import normalized
+from lightning_slt.gram import normalized, some_of
 from lightning_slt.reporting.tensorboard import Embedding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PIXELS = 400
-"""Samples that a heat map shows, evenly spaced among all: more than a screen can tell apart."""
+"""Samples that a heat map shows, chosen by chance among all: more than a screen can tell apart."""
 
 GROUPS = 8
 """Clusters that order a heat map without labels."""
@@ -41,6 +41,8 @@ def kernel_pictures(result: KernelEstimate) -> Mapping[str, Any]:
 def kernel_figure(result: KernelEstimate, *, groups: Tensor | None = None, title: str | None = None) -> Figure:
     """R as a heat map, samples of one group together, in each those first that are most like it.
 
+    Of more than 400 samples it shows as many by chance, always the same, and says so below.
+
     Args:
         result: The kernel.
         groups: What orders it ``[sample]``; None takes the labels, without those eight clusters, without scikit-learn
@@ -54,10 +56,10 @@ def kernel_figure(result: KernelEstimate, *, groups: Tensor | None = None, title
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
-    some = torch.arange(result.traces.shape[2])[:: -(-result.traces.shape[2] // PIXELS)]
+    samples = result.traces.shape[2]
+    some = some_of(samples, PIXELS)
     factor = result.factor[:, some]
-    groups, kind = (groups, "group") if groups is not None else _groups(result)
-    mine = groups[some]
+    mine, kind = (groups[some], "group") if groups is not None else _groups(result, some)
     places = order(factor, mine)
     unit = normalized(factor)[:, places]
     matrix = (unit.mT @ unit).numpy()
@@ -66,7 +68,8 @@ def kernel_figure(result: KernelEstimate, *, groups: Tensor | None = None, title
     # The diagonal is 1 whatever the kernel, and would leave the rest pale.
     scale = min(1.0, max(3 * result.noise, float((unit.mT @ unit).abs().quantile(0.95))))
     image = axis.imshow(matrix, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest")
-    _mark(axis, mine[places], kind)
+    shown = "samples" if len(some) == samples else f"{len(some)} of {samples} samples, by chance,"
+    _mark(axis, mine[places], f"{shown} by {kind}")
     words = title or f"correlation of losses R, ± {result.noise:.2g} an entry, reliability {result.reliability:.2f}"
     axis.set_title("\n".join(textwrap.wrap(words, 70)), fontsize=10, color=INK, loc="left")
     figure.colorbar(image, ax=axis, shrink=0.8, label="R")
@@ -93,15 +96,16 @@ def _labels(result: KernelEstimate) -> Tensor:
     return torch.zeros(result.traces.shape[2]) if result.labels is None else result.labels
 
 
-def _groups(result: KernelEstimate) -> tuple[Tensor, str]:
+def _groups(result: KernelEstimate, some: Tensor) -> tuple[Tensor, str]:
+    """Of the samples that are shown; clusters of these alone."""
     if result.labels is not None:
-        return result.labels, "label"
-    if find_spec("sklearn") is not None and result.traces.shape[2] >= GROUPS:
-        return clusters(result.factor, GROUPS), "cluster"
-    return torch.zeros(result.traces.shape[2]), "sample"
+        return result.labels[some], "label"
+    if find_spec("sklearn") is not None and len(some) >= GROUPS:
+        return clusters(result.factor[:, some], GROUPS), "cluster"
+    return torch.zeros(len(some)), "sample"
 
 
-def _mark(axis: Any, groups: Tensor, kind: str) -> None:
+def _mark(axis: Any, groups: Tensor, words: str) -> None:
     """A line between groups, and the name of each beside its block."""
     names, counts = torch.unique_consecutive(groups, return_counts=True)
     ends = counts.cumsum(0)
@@ -113,4 +117,4 @@ def _mark(axis: Any, groups: Tensor, kind: str) -> None:
     few = len(names) <= 40
     axis.set_xticks(middles if few else [], shown if few else [], fontsize=8)
     axis.set_yticks(middles if few else [], shown if few else [], fontsize=8)
-    axis.set_xlabel(f"samples by {kind}", color=INK)
+    axis.set_xlabel(words, color=INK)
