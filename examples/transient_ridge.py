@@ -36,7 +36,10 @@ from lightning_slt.reporting.trajectories import how_to_read, trajectory_figure
 NOISE = 0.125
 """σ², the variance of y about t·x."""
 
-NBETA, LOCALIZATION, STEP_SIZE = 1000.0, 100.0, 2e-4
+NBETA, LOCALIZATION = 1000.0, 100.0
+
+SAMPLERS = {"ε = 2e-4": (slt.SGLD(step_size=2e-4), 1), "ε from the curvature": (None, 10)}
+"""Samplers of λ̂ with steps per draw: as it was seen once, and with steps as short as the curvature asks for."""
 
 Criterion = tuple[str, float, str, float]
 """What, its value, ">=" or "<=", and the limit."""
@@ -250,7 +253,7 @@ class Outcome:
         steps: Of the readings.
         ood: Loss on unseen tasks ``{run: [reading]}``.
         joint: All runs in one set of axes.
-        llc: ``{run: λ̂}`` of the trained networks.
+        llc: ``{settings: {run: λ̂}}`` of the trained networks, see :data:`SAMPLERS`.
         figures: Everything that is reported.
         criteria: What was to come out.
     """
@@ -258,7 +261,7 @@ class Outcome:
     steps: Tensor
     ood: dict[str, Tensor]
     joint: JointTrajectories
-    llc: dict[str, slt.Estimate]
+    llc: dict[str, dict[str, slt.Estimate]]
     figures: dict[str, Any]
     criteria: list[Criterion]
 
@@ -299,15 +302,26 @@ def train(lists: dict[str, Tensor | None], scale: Scale, seed: int, probe: slt.P
     return net, Path(logger.log_dir)
 
 
-def learning_coefficient(net: nn.Module, tasks: Tensor | None, scale: Scale, seed: int) -> slt.Estimate:
-    """λ̂ of one trained network on sequences like those that it was trained on."""
+def learning_coefficient(
+    net: nn.Module, tasks: Tensor | None, scale: Scale, seed: int, sampler: slt.Sampler | None, thinning: int
+) -> slt.Estimate:
+    """λ̂ of one trained network on sequences like those that it was trained on.
+
+    Args:
+        net: The network.
+        tasks: Its list; None for Gaussian tasks.
+        scale: Sizes.
+        seed: Of sequences and chains.
+        sampler: None chooses the step from the curvature, and the burn-in with it.
+        thinning: Steps per draw.
+    """
     x, y = sequences(scale.sampled, tasks, scale, torch.Generator().manual_seed(seed + 2 * 10**6))
     return slt.estimate(
         net, TensorDataset(encoded(x, y, scale), y), [slt.LLC()], loss_fn=squared_error,
-        sampler=slt.SGLD(step_size=STEP_SIZE), nbeta=NBETA, localization=LOCALIZATION,
+        sampler=sampler, nbeta=NBETA, localization=LOCALIZATION,
         sampling=slt.SamplingConfig(
-            num_chains=scale.chains, num_draws=scale.draws, num_burnin=scale.burnin, batch_size=scale.minibatch,
-            seed=seed,
+            num_chains=scale.chains, num_draws=scale.draws, thinning=thinning, batch_size=scale.minibatch,
+            num_burnin=None if sampler is None else scale.burnin, seed=seed,
         ),
     )["llc"]  # fmt: skip
 
@@ -319,12 +333,14 @@ def task_set(seed: int, scale: Scale, folder: Path) -> Outcome:
     x, y = sequences(scale.probe, None, scale, torch.Generator().manual_seed(seed + 3 * 10**6))
     probe = slt.Probe(TensorDataset(encoded(x, y, scale), y), name="unseen tasks")
     together = [[name] for name in lists] if scale.transformer else [list(lists)]
-    rows, llc = {}, {}
+    rows: dict[str, Any] = {}
+    llc: dict[str, dict[str, slt.Estimate]] = {how: {} for how in SAMPLERS}
     for names in together:
         net, log_dir = train({name: lists[name] for name in names}, scale, seed, probe, folder)
         for m, name in enumerate(names):
             rows[name] = recorded_rows(log_dir, key=name, name="slt")
-            llc[name] = learning_coefficient(net.one(m), lists[name], scale, seed)
+            for how, (sampler, thinning) in SAMPLERS.items():
+                llc[how][name] = learning_coefficient(net.one(m), lists[name], scale, seed, sampler, thinning)
     predictions = {"ridge": ridge_of(x, y)} | {
         f"dMMSE {name}": dmmse_of(x, y, some) for name, some in lists.items() if some is not None
     }
@@ -338,7 +354,7 @@ def judged(
     steps: Tensor,
     ood: dict[str, Tensor],
     joint: JointTrajectories,
-    llc: dict[str, slt.Estimate],
+    llc: dict[str, dict[str, slt.Estimate]],
     last: dict[str, Tensor],
     predictions: dict[str, Tensor],
     y: Tensor,
@@ -355,7 +371,7 @@ def judged(
             "from ridge": rms(last[name] - predictions["ridge"]), "from dMMSE": rms(last[name] - own),
             "OOD loss of dMMSE": float((own - y).square().mean()),
             "correlation of axis 2 and OOD loss": correlation(joint.points[name][:, 1], loss),
-            "llc": llc[name].mean, "stderr": llc[name].stderr, "health": str(llc[name].health),
+            "llc": {how: told(found[name]) for how, found in llc.items()},
         }  # fmt: skip
     pooled = correlation(torch.cat([p[:, 1] for p in joint.points.values()]), torch.cat(list(ood.values())))
     figures = {
@@ -385,6 +401,11 @@ def judged(
     return Outcome(steps=steps, ood=ood, joint=joint, llc=llc, figures=figures, criteria=criteria)
 
 
+def told(estimate: slt.Estimate) -> dict[str, Any]:
+    """An estimate for JSON."""
+    return {"mean": estimate.mean, "stderr": estimate.stderr, "health": str(estimate.health)}
+
+
 def rms(values: Tensor) -> float:
     """Root mean square."""
     return float(values.double().square().mean().sqrt())
@@ -406,20 +427,20 @@ def came_out(criterion: Criterion) -> bool:
 
 def table(outcome: Outcome) -> str:
     """A line a run, and what λ̂ does along M in standard errors."""
-    lines = [f"{'':>6} {'lowest':>7} {'at step':>8} {'end':>6} {'rise':>6}   rms from ridge, dMMSE   λ̂"]
+    lines = [f"{'':>6} {'lowest':>7} {'at step':>8} {'end':>6} {'rise':>6}   rms from ridge, dMMSE"]
     for name, row in outcome.figures["runs"].items():
         lines.append(
             f"{name:>6} {row['lowest']:>7.3f} {row['at step']:>8} {row['end']:>6.3f} {row['rise']:>6.1%}   "
-            f"{row['from ridge']:>13.3f} {row['from dMMSE']:>6.3f}   {row['llc']:.1f} ± {row['stderr']:.1f}   "
-            f"{row['health']}"
+            f"{row['from ridge']:>14.3f} {row['from dMMSE']:>6.3f}"
         )
-    names = list(outcome.llc)
-    for one, two in pairwise(names):
-        a, b = outcome.llc[one], outcome.llc[two]
-        error = math.hypot(a.stderr, b.stderr)
-        lines.append(
-            f"    λ̂({two}) − λ̂({one}) = {b.mean - a.mean:.1f}, {(b.mean - a.mean) / error:.1f} standard errors"
-        )
+    for how, found in outcome.llc.items():
+        lines += [
+            f"λ̂ with {how}",
+            *(f"{name:>6} {e.mean:.1f} ± {e.stderr:.1f}; {e.health}" for name, e in found.items()),
+        ]
+        for (one, a), (two, b) in pairwise(found.items()):
+            apart = (b.mean - a.mean) / math.hypot(a.stderr, b.stderr)
+            lines.append(f"       λ̂({two}) − λ̂({one}) = {b.mean - a.mean:.1f}, {apart:.1f} standard errors")
     return "\n".join(lines)
 
 
@@ -455,12 +476,12 @@ def picture(outcome: Outcome, scale: Scale, title: str) -> Any:
         ylabel=f"axis 2 ({two:.0%})",
         title="all runs in one set of axes (squares: the end)",
     )
-    values, errors = zip(*((e.mean, e.stderr) for e in outcome.llc.values()), strict=True)
-    right.errorbar(range(len(values)), values, errors, fmt="o-", capsize=3, color="#333333")
-    right.set_xticks(range(len(values)), list(outcome.llc), fontsize=8)
-    right.set(
-        ylabel="λ̂ ± standard error", title=f"λ̂ at the end (nβ = {NBETA:g}, γ = {LOCALIZATION:g}, ε = {STEP_SIZE:g})"
-    )
+    for colour, (how, found) in zip(("#BBBBBB", "#333333"), outcome.llc.items(), strict=True):
+        values, errors = zip(*((e.mean, e.stderr) for e in found.values()), strict=True)
+        right.errorbar(range(len(values)), values, errors, fmt="o-", capsize=3, color=colour, label=how)
+    right.set_xticks(range(len(outcome.ood)), list(outcome.ood), fontsize=8)
+    right.set(ylabel="λ̂ ± standard error", title=f"λ̂ at the end (nβ = {NBETA:g}, γ = {LOCALIZATION:g})")
+    right.legend(frameon=False, fontsize=7)
     for axis in (left, middle, right):
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
@@ -501,8 +522,8 @@ def main() -> None:
         write_figure([logger], "joint/axes", partial(trajectory_figure, outcome.joint, title=title), scale.steps)
         picture(outcome, scale, title).savefig(folder / "transient_ridge.png")
         (options.out / "transient_ridge.json").write_text(json.dumps(report, indent=1))
-    told = "all criteria came out" if not missed else f"{missed} criteria missed"
-    print(f"\n{told}; figures: {options.out}")
+    words = "all criteria came out" if not missed else f"{missed} criteria missed"
+    print(f"\n{words}; figures: {options.out}")
 
 
 if __name__ == "__main__":

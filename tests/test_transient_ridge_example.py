@@ -40,6 +40,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_it_trains_draws_and_judges(
     example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(example, "SAMPLERS", {how: (sampler, 1) for how, (sampler, _) in example.SAMPLERS.items()})
     small = replace(example.SCALES["small"], tasks=(2, 8, 64, 0), probe=64, sampled=64, chains=2, burnin=2)
     monkeypatch.setitem(example.SCALES, "small", small)
     short = ["--steps", "30", "--readings", "4", "--draws", "4", "--out", str(tmp_path)]
@@ -67,7 +68,7 @@ def test_criteria_are_computed_and_can_miss(example: ModuleType) -> None:
         "M=64": torch.tensor([[4.0, -4, 4, -4], [2.0, -2, 0, 0], [0.0, 0, 0.2, 0.2], [0.0, 0, 0, 0.1]]),
     }
     predictions = {"ridge": y, "dMMSE M=8": torch.ones(2, 2), "dMMSE M=64": torch.ones(2, 2)}
-    llc = {name: slt.Estimate(mean=1.0, stderr=0.1, per_chain=y[0], health=slt.Health(ok=True)) for name in paths}
+    llc = {"ε": {n: slt.Estimate(mean=1.0, stderr=0.1, per_chain=y[0], health=slt.Health(ok=True)) for n in paths}}
 
     def judge(order: list[int]) -> dict[str, list[bool]]:
         rows = {name: path[order] for name, path in paths.items()}

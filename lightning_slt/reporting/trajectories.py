@@ -126,7 +126,8 @@ def trajectory_figure(
             panel.legend(frameon=False, fontsize=7)
         if drawn is not None and panel is panels[-1]:
             bar = figure.colorbar(drawn, ax=panel, shrink=0.8, label="step")
-            bar.ax.yaxis.set_major_formatter(lambda value, _: f"{10**value - 1:.3g}")
+            shown = [step for step in (0, *(10**k for k in range(1, 12))) if step <= 10 ** max(times) - 1]
+            bar.set_ticks([math.log10(step + 1) for step in shown], labels=[f"{step:g}" for step in shown])
     return figure
 
 
