@@ -55,7 +55,7 @@ def prepare(question: Mapping[str, Any]) -> Work:
                 batch_size=asked.batch_size,
                 num_init_loss_batches=1,
                 match_sampling_input_ids_across_chains=False,
-                init_seed=problem.seed,
+                init_seed=1000 * (problem.seed + 1),  # chain c has seed init_seed + c: neighbours would share chains
                 loss_fn=loss,
                 output_path=Path(folder) / "samples.zarr",
             )
