@@ -144,17 +144,27 @@ def modules(seed: int) -> tuple[list[Check], Responses]:
     ], found
 
 
-def summary(outcomes: list[dict[str, Any]]) -> dict[str, str]:
-    """How many seeds pass (c), and how many each criterion by itself."""
+CHOSEN_ON = range(5)
+"""Seeds on which the settings of (c) were chosen; the others were looked at once, afterwards."""
 
-    def count(met: list[bool]) -> str:
-        return f"{sum(met)} of {len(met)}"
 
-    first, rest = "raw PC1 ≥ 0.8", [of["criteria"] for of in outcomes]
-    each = {first: count([of[first] for of in rest])}
-    for mode in (name for name in rest[0] if name != first):
-        each |= {f"{mode}: {what}": count([of[mode][what] for of in rest]) for what in rest[0][mode]}
-    return {"passed": count([of["passed"] for of in outcomes]), **each}
+def summary(outcomes: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """How many seeds pass (c), and how many each criterion: of those that settings were chosen on, and of others."""
+    groups = {
+        "chosen on": [of for of in outcomes if of["seed"] in CHOSEN_ON],
+        "held out": [of for of in outcomes if of["seed"] not in CHOSEN_ON],
+    }
+    return {name: _counts(group) for name, group in groups.items() if group}
+
+
+def _counts(outcomes: list[dict[str, Any]]) -> dict[str, str]:
+    met: dict[str, list[bool]] = {}
+    for outcome in outcomes:
+        met.setdefault("passed", []).append(outcome["passed"])
+        for name, of in outcome["criteria"].items():
+            for what, good in {name: of}.items() if isinstance(of, bool) else of.items():
+                met.setdefault(name if what == name else f"{name}: {what}", []).append(good)
+    return {what: f"{sum(good)} of {len(good)}" for what, good in met.items()}
 
 
 def main() -> None:
@@ -185,8 +195,9 @@ def main() -> None:
             print(json.dumps(outcome, indent=1, ensure_ascii=False))
             figure.savefig(options.out / f"heads-{seed}.png")
         _write(options.out / "susceptibilities.json", record, SCALES[options.scale])
-    for what, count in summary(record["heads"]).items() if "heads" in record else ():
-        print(f"(c) {what}: {count}")
+    for seeds, counts in summary(record.get("heads", [])).items():
+        for what, count in counts.items():
+            print(f"(c), seeds {seeds}: {what}: {count}")
 
 
 def _write(file: Path, record: dict[str, Any], scale: Scale) -> None:

@@ -54,14 +54,14 @@ class Scale:
     batch: int = 32
     nbeta: float = 100.0
     localization: float = 50.0
-    step_size: float = 1e-3
+    step_size: float = 1.2e-3
     chains: int = 8
     draws: int = 40
     burnin: int = 150
     thinning: int = 5
-    minibatch: int = 32
+    minibatch: int = 16
     sampled: int = 1024
-    reference: int = 128
+    reference: int = 64
     probe: int = 64
     against: int = SKIP
 
@@ -70,7 +70,8 @@ SCALES = {
     "small": Scale(),
     "paper": Scale(
         vocabulary=5000, length=1024, width=256, num_heads=8, steps=50_000, batch=100, nbeta=30.0, localization=300.0,
-        chains=4, draws=100, burnin=0, thinning=1, minibatch=16, sampled=4096, reference=64, probe=16, against=PLAIN,
+        step_size=1e-3, chains=4, draws=100, burnin=0, thinning=1, minibatch=16, sampled=4096, reference=64, probe=16,
+        against=PLAIN,
     ),
 }  # fmt: skip
 
@@ -187,7 +188,10 @@ def heads(
 
 # the picture
 
-COLOURS = {"induction": "#0072B2", "the other kind": "#D55E00", "neither": "#CCCCCC"}
+COLOURS = ("#0072B2", "#D55E00", "#999999")
+"""Of induction, the kind it is told from, and neither."""
+
+OTHER = {SKIP: "skip-bigram", PLAIN: "anything else"}
 
 
 def in_context(tokens: Tensor) -> Callable[[int, int], str]:
@@ -206,13 +210,13 @@ def heads_figure(found: Responses, reading: Reading, contrast: Tensor, *, agains
     from matplotlib.figure import Figure
 
     values, of_row = standardized(found.matrix), reading[3][found.rows[:, 1], found.rows[:, 2]]
-    first, names = modes(values), list(COLOURS)
+    first, names = modes(values), ("induction", OTHER[against], "neither")
     kind = torch.where(of_row == INDUCTION, 0, torch.where(of_row == against, 1, 2))
     order = first.scores[:, 0].argsort()
     figure = Figure(figsize=(14, 8), dpi=100, layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
     strip, heat, loads, scores = top.subplots(1, 4, width_ratios=(0.2, 2, 2, 2))
-    strip.imshow(kind[order, None].numpy(), aspect="auto", cmap=ListedColormap(list(COLOURS.values())), vmin=0, vmax=2,
+    strip.imshow(kind[order, None].numpy(), aspect="auto", cmap=ListedColormap(COLOURS), vmin=0, vmax=2,
                  interpolation="nearest")  # fmt: skip
     strip.set(xticks=[], yticks=[], ylabel=f"{len(values)} tokens, by mode 1", xlabel="kind")
     scale = float(values.abs().quantile(0.98))
@@ -231,23 +235,24 @@ def heads_figure(found: Responses, reading: Reading, contrast: Tensor, *, agains
               label="contrast of zero-ablations, length 1")  # fmt: skip
     loads.axhline(0, color="#333333", linewidth=0.8)
     loads.set_xticks(range(len(short)), short, rotation=90)
-    loads.legend(frameon=False, fontsize=8)
+    loads.margins(y=0.2)
+    loads.legend(frameon=False, fontsize=8, loc="upper right")
     correlation = abs(float(torch.corrcoef(torch.stack([loading, contrast]))[0, 1]))
     loads.set_title(f"components; |correlation| {correlation:.2f}", loc="left", fontsize=10)
     for number in kind.unique().tolist():
         scores.hist(first.scores[kind == number, 0].numpy(), bins=40, density=True, histtype="step", linewidth=1.6,
-                    color=COLOURS[names[number]], label=names[number])  # fmt: skip
+                    color=COLOURS[number], label=names[number])  # fmt: skip
     area = float(auc(first.scores[kind < 2, 0], kind[kind < 2] == 0))
     scores.legend(frameon=False, fontsize=8)
     scores.set_title(f"scores of mode 1; AUC {max(area, 1 - area):.2f}", loc="left", fontsize=10)
     scores.set(yticks=[], ylabel="density")
     for axis in (heat, loads, scores):
         axis.spines[["top", "right"]].set_visible(False)
-    _ends(bottom, found, short, [names[k] for k in kind.tolist()], in_context(reading[2]))
+    _ends(bottom, found, short, [COLOURS[k] for k in kind.tolist()], in_context(reading[2]))
     return figure
 
 
-def _ends(figure: Any, found: Responses, names: list[str], kinds: list[str], say: Callable[[int, int], str]) -> None:
+def _ends(figure: Any, found: Responses, names: list[str], colours: list[str], say: Callable[[int, int], str]) -> None:
     """Both ends of the first three modes in words, each token in the colour of its kind."""
     of = modes(standardized(found.matrix))
     for mode, axis in enumerate(figure.subplots(1, 3)):
@@ -257,7 +262,7 @@ def _ends(figure: Any, found: Responses, names: list[str], kinds: list[str], say
         for column, (rows, parts) in enumerate(zip(ends.rows, ends.components[::-1], strict=True)):
             loaded = [f"{names[c]} {float(of.loadings[c, mode]):+.2f}" for c in parts[:3]]
             axis.text(column / 2, 0.97, "\n".join(loaded), va="top", fontsize=8, transform=axis.transAxes)
-            axis.text(column / 2, 0.68, "express", va="top", fontsize=8, style="italic", transform=axis.transAxes)
+            axis.text(column / 2, 0.72, "express", va="top", fontsize=8, style="italic", transform=axis.transAxes)
             for line, row in enumerate(rows):
-                axis.text(column / 2, 0.58 - 0.09 * line, say(*found.rows[row, 1:].tolist()), va="top", fontsize=8,
-                          color=COLOURS[kinds[row]], transform=axis.transAxes)  # fmt: skip
+                axis.text(column / 2, 0.62 - 0.09 * line, say(*found.rows[row, 1:].tolist()), va="top", fontsize=8,
+                          color=colours[row], transform=axis.transAxes)  # fmt: skip
