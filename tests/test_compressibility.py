@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from models import FEW, Classifier, MemoryLogger, blobs, compare, footprint, loader_of, seed_all, trainer_for
+from models import FEW, BlobData, Classifier, MemoryLogger, blobs, compare, footprint, loader_of, seed_all, trainer_for
 from scipy import stats
 
 import lightning_slt as slt
@@ -189,3 +191,18 @@ def test_what_to_correlate_must_be_one() -> None:
     two = {k: {BITS: 1.0 * k, LOSS: 0.0, "slt/a/llc/mean": 1.0, "slt/b/llc/mean": 1.0} for k in range(5)}
     with pytest.raises(ValueError, match="slt/a/llc, slt/b/llc"):
         correlate(two)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between LightningCLI and jsonargparse
+def test_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    given = ["schemes=[quantization,heads]", "tolerances=[0.1]", "components=net.*", "quantity=slt/full/llc"]
+    args = ["--trainer.accelerator=cpu", "--trainer.callbacks=CompressibilityMonitor"]
+    cli = LightningCLI(
+        Classifier, BlobData, args=[*args, *(f"--trainer.callbacks.{g}" for g in given)], run=False,
+        save_config_callback=None,
+    )  # fmt: skip
+    mine = next(c for c in cli.trainer.callbacks if isinstance(c, slt.CompressibilityMonitor))
+    assert (list(mine.schemes), list(mine.tolerances), mine.components) == (["quantization", "heads"], [0.1], "net.*")
+    assert mine.estimators[0].fields == ("loss", "bits_0.1", "heads_0.1")
+    assert mine.quantity == "slt/full/llc"
