@@ -219,6 +219,8 @@ def test_settings_of_the_monitor_are_checked() -> None:
         monitor(axes=0)
     with pytest.raises(ValueError, match="smoothing must be"):
         monitor(smoothing=-1)
+    with pytest.raises(TypeError, match="takes no probes=; did you mean probe="):
+        monitor(probes=[])
 
 
 # the monitor
@@ -286,6 +288,18 @@ def test_a_resumed_run_is_the_uninterrupted_one() -> None:
     assert torch.equal(again.rows.references["uniform"], whole.rows.references["uniform"])
     restored = torch.load(state, weights_only=True)["callbacks"]["trajectory"]
     assert torch.equal(restored["rows"]["values"], whole.rows.values[:4])
+
+
+def test_saved_checkpoints_make_the_same_trajectory() -> None:
+    save = ModelCheckpoint("saved", every_n_train_steps=2, save_top_k=-1)
+    live, later = monitor(), monitor()
+    fit(live, save, default_root_dir="live")
+    slt.analyze(Classifier(), "saved", [later], data=loader(), run_dir="later", progress=False)
+    assert later.rows.steps.tolist() == [2, 4, 6, 8]
+    assert torch.equal(later.rows.values, live.rows.values[1:])
+    events = EventAccumulator("later").Reload()
+    assert [e.step for e in events.Scalars(SPEED)] == [4, 6, 8]
+    assert "trajectory/full/trajectory/forms/text_summary" in events.Tags()["tensors"]
 
 
 def test_a_new_fit_begins_anew_and_another_probe_too() -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_slt.analysis.forms import Form, forms, smoothed
 from lightning_slt.analysis.trajectories import JointTrajectories, Rows, joint_trajectories, recorded_rows, speeds
+from lightning_slt.callbacks.checks import explained
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.schedule import LogSteps
 from lightning_slt.estimators.trajectory import OutputFn, Reference, Space, Trajectory
@@ -69,6 +70,7 @@ class TrajectoryMonitor(SLTMonitor):
     'trajectory'
     """
 
+    @explained
     def __init__(
         self,
         *,
