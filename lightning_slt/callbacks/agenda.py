@@ -7,6 +7,7 @@ from typing import Protocol
 
 import lightning.pytorch as pl
 
+from lightning_slt.callbacks.listening import pace
 from lightning_slt.callbacks.live import LiveReadings
 from lightning_slt.callbacks.schedule import Schedule, StepAxis
 from lightning_slt.callbacks.watchers import Hook, Watchers
@@ -93,7 +94,7 @@ class Agenda:
         """Read where a step is due."""
         self._read_waiting()
         step = self.trainer.global_step
-        due = step != self.looked and self._agreed(self.asks(self.trainer, step=step))
+        due = step != self.looked and self._due(step=step)
         self.looked = step
         if due:
             self.read_now()
@@ -101,7 +102,7 @@ class Agenda:
 
     def epoch_ends(self) -> None:
         """Read where an epoch is due."""
-        if self._agreed(self.asks(self.trainer, epoch=self.trainer.current_epoch)):
+        if self._due(epoch=self.trainer.current_epoch):
             self.read_now()
         self.others_look("epoch")
 
@@ -161,6 +162,11 @@ class Agenda:
         if not made:
             self.last_step, self.last_time = before
         return made
+
+    def _due(self, *, step: int | None = None, epoch: int | None = None) -> bool:
+        """Whether a reading is due: what the monitor asks for, unless another callback sets the pace."""
+        asked = self._agreed(self.asks(self.trainer, step=step, epoch=epoch))
+        return pace(self.trainer, self.live.name, step=self.trainer.global_step, due=asked)
 
     def _agreed(self, due: bool) -> bool:
         """Rank 0's decision, on every rank, where ranks could come to different ones."""

@@ -25,6 +25,30 @@ class Listener(Protocol):
         ...
 
 
+@runtime_checkable
+class Pacer(Protocol):
+    """A callback that makes monitors read more often, or leaves readings out."""
+
+    def pace(self, trainer: pl.Trainer, name: str, *, step: int, due: bool) -> bool:
+        """Whether a monitor reads now: the same answer on every process.
+
+        Args:
+            trainer: The Trainer.
+            name: The monitor's.
+            step: Optimizer steps taken.
+            due: Whether its schedule, or a pacer before this one, asks for a reading.
+        """
+        ...
+
+
+def pace(trainer: pl.Trainer, name: str, *, step: int, due: bool) -> bool:
+    """Whether a monitor reads now: what is due, unless a callback of the Trainer that paces says otherwise."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Pacer):
+            due = callback.pace(trainer, name, step=step, due=due)
+    return due
+
+
 def tell(trainer: pl.Trainer, reading: Reading, *, raising: bool) -> None:
     """Let every callback of the Trainer that listens hear of a reading; an error of theirs leaves training alone.
 
