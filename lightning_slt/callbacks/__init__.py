@@ -8,6 +8,8 @@ from lightning_slt.callbacks.offline import analyze
 from lightning_slt.callbacks.presets import LLCMonitor, LossKernelMonitor
 from lightning_slt.callbacks.refined import RefinedLLCMonitor, SusceptibilityMonitor
 from lightning_slt.callbacks.schedule import LogSteps
+from lightning_slt.callbacks.stage_actions import StageCheckpoint, StageStopping
+from lightning_slt.callbacks.stages import StageAlert, StageBoundary, StageMonitor
 from lightning_slt.callbacks.trajectory import TrajectoryMonitor
 
 __all__ = [
@@ -19,6 +21,11 @@ __all__ = [
     "RefinedLLCMonitor",
     "SLTMonitor",
     "SamplerFinder",
+    "StageAlert",
+    "StageBoundary",
+    "StageCheckpoint",
+    "StageMonitor",
+    "StageStopping",
     "SusceptibilityMonitor",
     "TrajectoryMonitor",
     "analyze",
