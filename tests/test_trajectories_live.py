@@ -91,6 +91,8 @@ def test_outputs_losses_and_weights() -> None:
     assert words[0] == "outputs"
     assert words[1].startswith("6 samples, digest ")
     assert words[2] == "18 numbers in float32"
+    assert repr(found["trajectory"]).startswith("Position")
+    assert "\n" not in repr(found["trajectory"])
 
 
 def test_long_rows_are_sketched_and_say_so() -> None:
@@ -245,7 +247,7 @@ def test_live(tmp_path: Path) -> None:
     assert [step for step, _ in speed] == [2, 4, 6, 8]
     assert [v for _, v in speed] == pytest.approx([d / (b - a) for d, a, b in zip(apart, logs, logs[1:], strict=False)])
     assert float(trainer.callback_metrics[SPEED]) == pytest.approx(speed[-1][1])
-    distance = [e.value for e in events.Scalars("trajectory/full/trajectory/distance/uniform")]
+    distance = [e.value for e in events.Scalars("trajectory/full/trajectory/distance_uniform")]
     assert distance == pytest.approx([float(row.square().mean().sqrt()) for row in rows.values])
     images = [e.step for e in events.Images("trajectory/full/trajectory/axes")]
     assert images == [4, 6, 8, 8]
@@ -253,6 +255,8 @@ def test_live(tmp_path: Path) -> None:
     joint = joint_trajectories({"run": tmp_path})
     assert torch.equal(joint.points["run"], mine.joint.points["trajectory"])
     assert "uniform" in joint.references
+    rows_by_step = slt.to_xarray(readings)["trajectory"].trajectory_row.sel(component="full")
+    assert torch.equal(torch.tensor(rows_by_step.values), rows.values)
 
 
 def test_training_is_bit_identical() -> None:

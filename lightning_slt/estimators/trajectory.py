@@ -41,7 +41,7 @@ HOW_TO_WRITE_OUTPUTS = """write
         return module(x)                   # [sample, …]"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Position(Result):
     """Where a network stands.
 
@@ -61,9 +61,13 @@ class Position(Result):
     reference_names: tuple[str, ...] = ()
     made_of: tuple[str, ...] = ()
 
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Columns, and references by name."""
+        return {"row": ("column",), "references": ("reference_name", "column")}
+
     def scalars(self) -> dict[str, float]:
-        """The norm, and the distances as ``distance/<reference>``."""
-        return {"norm": self.norm, **{f"distance/{name}": value for name, value in self.distances.items()}}
+        """The norm, and the distances as ``distance_<reference>``."""
+        return {"norm": self.norm, **{f"distance_{name}": value for name, value in self.distances.items()}}
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Trajectory(AtAnchor):
     @property
     def fields(self) -> tuple[str, ...]:  # type: ignore[override]
         """Names of the scalars."""
-        return ("norm", *(f"distance/{name}" for name in self.references or {}))
+        return ("norm", *(f"distance_{name}" for name in self.references or {}))
 
     @property
     def probes(self) -> tuple[Probe, ...]:
