@@ -301,6 +301,15 @@ def test_mantel_against_all_permutations(seed):
     assert abs(found.p - exact) < 4 * math.sqrt(exact * (1 - exact) / 2000) + 1 / 2000
 
 
+def test_the_identity_counts_among_the_permutations():
+    """So that no p is zero: distances without any symmetry reach their own correlation by the identity alone."""
+    distances = random(9, 9).square()
+    distances = distances + distances.mT
+    found = mantel(distances, 2 * distances + 1, permutations=99)
+    assert found.correlation == pytest.approx(1.0, abs=1e-12)
+    assert found.p == 1 / 100
+
+
 def test_mantel_of_equal_trees_and_of_what_is_none():
     tree = path_distances(TREE, LEAVES)
     assert mantel(tree, tree, permutations=500).correlation == pytest.approx(1.0)

@@ -434,6 +434,28 @@ def test_tokens_without_padding():
     assert torch.allclose(found.by_probe[1], found.matrix[6:].mean(0))
 
 
+def test_padding_is_exactly_zero_in_all_components():
+    """Neither a token whose loss stays where it is, nor one that a single component moves away from zero."""
+    anchor = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=DOUBLE)
+    noise = torch.randn(4, 20, 2, 2, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    moving = {"one": [[1.0, 0.0], [0.0, 0.0]], "both": [[1.0, 0.0], [0.0, 1.0]]}
+    known = ProbeAtAnchor(anchor=anchor, labels=None, indices=torch.arange(2))
+    estimator = susceptibility("restricted")
+    parts = {
+        name: feed(
+            estimator, anchor + noise * torch.tensor(where, dtype=DOUBLE), probes={"samples": known, "reference": known}
+        ).compute()
+        for name, where in moving.items()
+    }
+    found = estimator.combine(parts)
+    assert found.rows.tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 1]]
+    g = (noise[..., 0, 0] + noise[..., 1, 1]) / 4  # the mean of L over both samples and tokens
+    stays = g.var(1).mean()  # of a loss that stays Δ = −g, and χ = Var g
+    assert torch.allclose(found.matrix[1, 1], stays, rtol=0, atol=1e-10)
+    moves = -torch.stack([torch.stack([x, y]).cov()[0, 1] for x, y in zip(g, noise[..., 1, 1] - g, strict=True)]).mean()
+    assert torch.allclose(found.matrix[2, 1], moves, rtol=0, atol=1e-10)
+
+
 def test_a_part_of_the_data_as_reference():
     x, y, _ = regression()
     probe = slt.Probe(TensorDataset(x, y), name="data")
