@@ -38,7 +38,7 @@ NOISE = 0.125
 
 NBETA, LOCALIZATION = 1000.0, 100.0
 
-SAMPLERS = {"ε = 2e-4": (slt.SGLD(step_size=2e-4), 1), "ε from the curvature": (None, 10)}
+SAMPLERS = {"ε = 2e-4": (slt.SGLD(step_size=2e-4), 1), "ε from the curvature": (None, 5)}
 """Samplers of λ̂ with steps per draw: as it was seen once, and with steps as short as the curvature asks for."""
 
 Criterion = tuple[str, float, str, float]
@@ -312,7 +312,7 @@ def learning_coefficient(
         tasks: Its list; None for Gaussian tasks.
         scale: Sizes.
         seed: Of sequences and chains.
-        sampler: None chooses the step from the curvature, and the burn-in with it.
+        sampler: None chooses the step from the curvature.
         thinning: Steps per draw.
     """
     x, y = sequences(scale.sampled, tasks, scale, torch.Generator().manual_seed(seed + 2 * 10**6))
@@ -321,7 +321,7 @@ def learning_coefficient(
         sampler=sampler, nbeta=NBETA, localization=LOCALIZATION,
         sampling=slt.SamplingConfig(
             num_chains=scale.chains, num_draws=scale.draws, thinning=thinning, batch_size=scale.minibatch,
-            num_burnin=None if sampler is None else scale.burnin, seed=seed,
+            num_burnin=(1 if sampler else 10) * scale.burnin, seed=seed,
         ),
     )["llc"]  # fmt: skip
 
