@@ -176,7 +176,7 @@ class StageMonitor(Callback):
 
     def hear(self, trainer: pl.Trainer, reading: Reading) -> None:
         """Take a reading in, and tell what it makes known."""
-        owners = self._owners or {tag: owner(tag, [reading.name]) for tag in self.quantities}
+        owners = self._owners or {tag: owner(tag, [reading.name]) or "" for tag in self.quantities}
         mine = [tag for tag in self.quantities if owners[tag] == reading.name]
         for quantity in mine:
             self._take(trainer, quantity, reading)

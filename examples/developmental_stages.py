@@ -1,0 +1,197 @@
+"""Stages in a small language model (arXiv:2402.02364, 2410.02984): a plateau of λ̂ tells two mechanisms apart, live.
+
+`python examples/developmental_stages.py` trains a two-layer attention-only transformer for 1600 steps on sequences that
+ask for a skip-bigram and then for induction, follows its LLC with a StageMonitor, prints the stages and whether each
+criterion came out, and writes TensorBoard logs, a picture and JSON to `--out`: some three minutes on two quiet cores.
+`--seeds 5 6 7` for pass rates; `--replay` judges readings that are in `--out` already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from attention_only import HALF, INDUCTION, LENGTH, SKIP, VOCABULARY, Transformer, next_token, two_mechanisms
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_slt as slt
+from lightning_slt.analysis.announcing import Alarm, Follower
+from lightning_slt.analysis.stages import Detector, Stage, stages
+from lightning_slt.callbacks.quantities import row_of
+from lightning_slt.reporting.stages import reservations, stages_figure, stages_table
+
+QUANTITY = "slt/full/llc"
+BATCH, STEPS, READINGS, FIRST = 64, 1600, 28, 10
+LEARNT_SKIP, LEARNT_INDUCTION, RISE = 0.3, 1.5, 40.0
+"""Losses in nats at which a mechanism counts as learnt, and the least Δλ̂ of the induction stage."""
+
+
+def sequences(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Those of two_mechanisms whose skip-bigram part comes first, so that neither has to be told from the other."""
+    tokens, kinds = two_mechanisms(int(2.1 * count) + 200, seed=seed)
+    first = tokens[:, LENGTH - 2 * HALF - 1] == VOCABULARY - 1
+    return tokens[first][:count], kinds[first][:count]
+
+
+class Language(pl.LightningModule):
+    """Two layers of attention, next tokens, Adam."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Transformer(vocabulary=VOCABULARY, length=LENGTH, width=48, num_heads=4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = next_token(self, batch).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class Mechanisms(pl.Callback):
+    """Losses of held-out tokens that the skip-bigram and induction explain: the truth, which no monitor sees."""
+
+    def __init__(self, seed: int, *, every: int = 5) -> None:
+        self.tokens, self.kinds = sequences(256, seed=10_000 + seed)
+        self.every = every
+        self.rows: list[tuple[int, float, float, float]] = []
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            losses = next_token(pl_module, (self.tokens,))
+            skip, induction = (float(losses[self.kinds == kind].mean()) for kind in (SKIP, INDUCTION))
+            self.rows.append((trainer.global_step, float(losses.mean()), skip, induction))
+            for logger in trainer.loggers:
+                logger.log_metrics({"held out/skip-bigram": skip, "held out/induction": induction}, trainer.global_step)
+
+
+def train(seed: int, out: Path, *, steps: int, readings: int, num_draws: int) -> None:
+    """One run with its LLC live; readings and losses go to ``out``."""
+    pl.seed_everything(seed, verbose=False)
+    monitor = slt.LLCMonitor(
+        sampler=slt.SGLD(step_size=3e-4), nbeta=100.0, localization=50.0, loss_fn=next_token,
+        sampling=slt.SamplingConfig(num_chains=4, num_draws=num_draws, num_burnin=num_draws, batch_size=32, seed=seed),
+        at_steps=slt.LogSteps(min(FIRST, steps - 1), steps, readings),
+    )  # fmt: skip
+    watch, mechanisms = slt.StageMonitor(QUANTITY), Mechanisms(seed)
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, logger=TensorBoardLogger(out, name="", version=""), log_every_n_steps=10,
+        callbacks=[monitor, watch, mechanisms],
+    )  # fmt: skip
+    data = TensorDataset(sequences(BATCH * steps, seed=seed)[0])
+    trainer.fit(Language(), DataLoader(data, batch_size=BATCH, shuffle=False))
+    (out / "mechanisms.json").write_text(json.dumps(mechanisms.rows))
+
+
+class Judged(NamedTuple):
+    """One run: its figures for the JSON, its stages, and the series they were found in."""
+
+    record: dict[str, Any]
+    found: list[Stage]
+    follower: Follower
+    table: str
+
+
+def first_below(rows: list[list[float]], column: int, level: float) -> float:
+    """The first step at which a loss lies below a level; NaN if never."""
+    return next((row[0] for row in rows if row[column] < level), math.nan)
+
+
+def judge(seed: int, out: Path, detector: Detector) -> Judged:
+    """Find the stages in the recorded readings, one by one as they came, and hold them against the mechanisms."""
+    rows = json.loads((out / "mechanisms.json").read_text())
+    skip, induction = first_below(rows, 2, LEARNT_SKIP), first_below(rows, 3, LEARNT_INDUCTION)
+    follower = Follower(detector=detector, alarm=Alarm())
+    for reading in slt.load_records(out, name="slt"):
+        follower.take(row_of(reading, QUANTITY))
+    boundaries = follower.boundaries(final=True)
+    found = stages(follower.series, [b.step for b in boundaries], bandwidth=detector.bandwidth, z=detector.z)
+    between = [b for b in boundaries if skip <= b.step <= induction]
+    at_induction = [stage for stage in found if stage.start <= induction <= stage.end and between]
+    rise = at_induction[0].change if at_induction else math.nan
+    record = {
+        "seed": seed,
+        "skip-bigram learnt at": skip,
+        "induction learnt at": induction,
+        "boundaries": [b._asdict() for b in boundaries],
+        "announced": [{"boundary": a.boundary.step, "at": a.step, "delay": a.delay} for a in follower.announced],
+        "criteria": {
+            "a boundary between the two mechanisms": bool(between),
+            f"induction stage raises λ̂ by {RISE:.0f} or more": rise >= RISE,
+            "that boundary was announced live": any(a.boundary in between for a in follower.announced),
+        },
+        "Δλ̂ of the induction stage": rise,
+        "its standard error": at_induction[0].change_stderr if at_induction else math.nan,
+    }
+    notes = reservations(follower.series, failed=sum(not row.reliable for row in follower.rows.values()))
+    table = stages_table(found, boundaries, announced=follower.announced, alerts=follower.alerts, notes=notes)
+    return Judged(record, found, follower, table)
+
+
+def picture(judged: Judged, out: Path) -> None:
+    """Curve, loss and stages, with the steps at which the mechanisms were learnt."""
+    record = judged.record
+    figure = stages_figure(
+        judged.follower.series, judged.found, alerts=judged.follower.alerts, quantity="λ̂ of all weights",
+        bandwidth=judged.follower.detector.bandwidth,
+        title="Stages of a two-layer attention-only transformer, found in λ̂ alone while it trains",
+    )  # fmt: skip
+    lower = figure.axes[1]
+    for name, place, height in (
+        ("skip-bigram", "skip-bigram learnt at", 0.8),
+        ("induction", "induction learnt at", 0.6),
+    ):
+        step = record[place]
+        if math.isfinite(step):
+            lower.axvline(step, color="#333333", lw=1, ls=":")
+            lower.text(step * 1.03, height, f"{name} learnt", transform=lower.get_xaxis_transform(), fontsize=8)
+    figure.savefig(out)
+
+
+def main() -> None:
+    """All seeds, and a summary."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("developmental_stages"))
+    parser.add_argument("--replay", action="store_true", help="judge the readings in --out, without training")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--readings", type=int, default=READINGS)
+    parser.add_argument("--num-draws", type=int, default=60, help="kept draws of a chain, and steps of burn-in")
+    for name in ("bandwidth", "z", "depth"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(Detector(), name), help="of the detector")
+    options = parser.parse_args()
+    detector = Detector(bandwidth=options.bandwidth, z=options.z, depth=options.depth)
+    records = []
+    for seed in options.seeds:
+        out = options.out / f"seed-{seed}"
+        if not options.replay:
+            train(seed, out, steps=options.steps, readings=options.readings, num_draws=options.num_draws)
+        judged = judge(seed, out, detector)
+        picture(judged, options.out / f"stages-{seed}.png")
+        print(f"\nseed {seed}: skip-bigram learnt at step {judged.record['skip-bigram learnt at']:.0f}, induction at "
+              f"{judged.record['induction learnt at']:.0f}\n\n{judged.table}\n")  # fmt: skip
+        for what, good in judged.record["criteria"].items():
+            print(f"seed {seed}: {'yes' if good else 'NO '}  {what}", flush=True)
+        records.append(judged.record)
+        (options.out / "developmental_stages.json").write_text(
+            json.dumps({"detector": vars(detector), "runs": records}, indent=1, ensure_ascii=False) + "\n"
+        )
+    passed = sum(all(record["criteria"].values()) for record in records)
+    print(f"\n{passed} of {len(records)} seeds meet all criteria")
+
+
+if __name__ == "__main__":
+    main()
