@@ -71,6 +71,21 @@ def test_beside_another_monitor_whatever_the_order() -> None:
     assert again.plain == mine.correlations()[0].plain
 
 
+def test_of_every_component() -> None:
+    mine = monitor(components={"first": slt.Component(("net.0.weight",)), "last": slt.Component(("net.2.weight",))})
+    fit(mine)
+    found = mine.correlations()
+    assert {c.quantity for c in found} == {"slt/first/llc", "slt/last/llc"}
+    assert "| sigma_0.1, λ̂ of first |" in correlation_table(found)
+
+
+def test_another_monitor_at_other_steps_is_told() -> None:
+    mine = monitor(quantity="other/full/llc", every_n_train_steps=1)
+    other = slt.LLCMonitor(name="other", sampling=FEW, every_n_train_steps=5)
+    with pytest.warns(UserWarning, match="of its 9 readings, 2 have a value of 'other/full/llc' at the same step"):
+        fit(mine, other)
+
+
 def test_readings_made_again_replace() -> None:
     mine = monitor()
     health = Health(ok=True)
@@ -200,7 +215,7 @@ def test_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["--trainer.accelerator=cpu", "--trainer.callbacks=CompressibilityMonitor"]
     cli = LightningCLI(
         Classifier, BlobData, args=[*args, *(f"--trainer.callbacks.{g}" for g in given)], run=False,
-        save_config_callback=None,
+        save_config_callback=None, seed_everything_default=False,
     )  # fmt: skip
     mine = next(c for c in cli.trainer.callbacks if isinstance(c, slt.CompressibilityMonitor))
     assert (list(mine.schemes), list(mine.tolerances), mine.components) == (["quantization", "heads"], [0.1], "net.*")

@@ -138,13 +138,12 @@ class CompressibilityMonitor(SLTMonitor):
             self.heard.setdefault(reading.step, {}).update(values)
 
     def correlations(self) -> list[Correlated]:
-        """How λ̂ goes together with each critical number, of the readings so far; of those with enough readings."""
+        """How λ̂ of each component goes together with each critical number; where there are enough readings so far."""
         numbers = [f for f in self.estimators[0].fields if f not in ("loss", "int8")]
         tags = {tag for row in self.heard.values() for tag in row}
         known = [tag for f in numbers if (tag := f"{self.name}/full/compressibility/{f}") in tags]
-        if not any(tag.endswith("/mean") for tag in tags):
-            return []
-        found = [correlate(self.heard, number=tag, quantity=self.quantity) for tag in known]
+        llcs = sorted(tag for tag in tags if tag.endswith("/llc/mean" if self.quantity is None else "/mean"))
+        found = [correlate(self.heard, number=tag, quantity=llc) for llc in llcs for tag in known]
         return [c for c in found if len(c.steps) >= FEWEST]
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -152,6 +151,12 @@ class CompressibilityMonitor(SLTMonitor):
         found = self.correlations()
         if found:
             self._tell(trainer, found)
+        elif self.quantity is not None and len(self.heard) >= FEWEST:
+            known = sum(any(tag.endswith("/mean") for tag in row) for row in self.heard.values())
+            rank_zero_warn(
+                f"{self.name}: of its {len(self.heard)} readings, {known} have a value of {self.quantity!r} at the "
+                f"same step; correlations need {FEWEST} with critical numbers. Give both monitors the same schedule"
+            )
 
     def _tell(self, trainer: pl.Trainer, found: Sequence[Correlated]) -> None:
         table, first, step = correlation_table(found), found[0], int(found[0].steps[-1])

@@ -63,6 +63,11 @@ def compression_figure(result: Compression | StoredResult, *, title: str | None 
                               textcoords="offset points")  # fmt: skip
         if name != "heads":
             axis.set_xscale("log")
+        if name not in ("heads", "noise"):
+            ends = sorted((math.log2(dials[0]), math.log2(dials[-1])))
+            ticks = [2.0**k for k in range(math.ceil(ends[0] - 1e-9), math.floor(ends[1] + 1e-9) + 1)]
+            axis.set_xticks(ticks, [f"{tick:.2g}" if tick < 1 else f"{tick:.0f}" for tick in ticks])
+            axis.minorticks_off()
         if dials[0] > dials[-1]:
             axis.invert_xaxis()
         axis.set_ylim(*_window(rises, max(tolerances, default=0.1)))
@@ -80,8 +85,9 @@ def correlation_table(found: Sequence[Correlated]) -> str:
         "| critical number | readings | λ̂ | λ̂ given the loss | −loss alone | of λ̂ explained by the loss |",
         "|---|---|---|---|---|---|",
     ]
+    several = len({c.quantity for c in found}) > 1
     for c in found:
-        name = c.number.rpartition("/")[2]
+        name = c.number.rpartition("/")[2] + (f", λ̂ of {c.quantity.split('/')[-2]}" if several else "")
         rows.append(
             f"| {name} | {len(c.steps)} | {c.plain} | {c.partial} | {c.loss_alone} | {c.explained:.0%}"
             f"{' (collinear)' if c.collinear else ''} |"
