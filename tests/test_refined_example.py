@@ -1,4 +1,4 @@
-"""The example of refined LLCs runs to its end; whether its numbers are right it says itself, in a minute."""
+"""The part of layers runs to its end; whether its numbers are right it says itself, in a minute."""
 
 import json
 import runpy
@@ -9,7 +9,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "refined_llc.py"
 
 
 def test_it_holds_every_refinement_against_its_closed_form(monkeypatch, tmp_path, capsys):
-    short = ["--num-draws", "8", "--num-burnin", "2", "--out", str(tmp_path)]
+    short = ["--parts", "layers", "--threads", "1", "--num-draws", "8", "--num-burnin", "2", "--out", str(tmp_path)]
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
     monkeypatch.setattr(sys, "argv", ["refined_llc.py", *short])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     rows = json.loads((tmp_path / "refined_llc.json").read_text())["0"]

@@ -1,0 +1,142 @@
+"""Bigrams and repeated sequences, a network that learns both, and how far it and its heads have come with induction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from attention_only import Transformer, next_token
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Sizes of network, data and readings."""
+
+    vocabulary: int = 64
+    length: int = 32
+    width: int = 32
+    num_heads: int = 4
+    steps: int = 1500
+    every: int = 150
+    batch: int = 64
+    learning_rate: float = 1e-2
+    sequences: int = 32_768
+    sampled: int = 512
+    chains: int = 4
+    draws: int = 60
+    burnin: int = 10
+    minibatch: int = 16
+    accelerator: str = "cpu"
+
+
+SCALES = {
+    "small": Scale(),
+    "paper": Scale(
+        vocabulary=5000, length=1024, width=256, num_heads=8, steps=50_000, every=1000, batch=100, learning_rate=1e-3,
+        sequences=50_000, sampled=4096, draws=200, burnin=0, minibatch=64, accelerator="auto",
+    ),
+}  # fmt: skip
+SUCCESSORS = (1 / torch.arange(1.0, 17)) / (1 / torch.arange(1.0, 17)).sum()
+"""Probabilities of the tokens that may follow a token: Zipf's law."""
+
+
+def bigrams(count: int, scale: Scale, *, seed: int) -> Tensor:
+    """Markov chains in which sixteen tokens may follow a token, the same ones for every seed ``[sample, token]``."""
+    follow = torch.randint(
+        scale.vocabulary, (scale.vocabulary, len(SUCCESSORS)), generator=torch.Generator().manual_seed(12345)
+    )
+    g = torch.Generator().manual_seed(seed)
+    ways = torch.multinomial(SUCCESSORS, count * scale.length, replacement=True, generator=g).view(count, -1)
+    tokens = torch.randint(scale.vocabulary, (count, scale.length), generator=g)
+    for t in range(1, scale.length):
+        tokens[:, t] = follow[tokens[:, t - 1], ways[:, t]]
+    return tokens
+
+
+def repeated(count: int, scale: Scale, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Random tokens, all different, over and over with a period of a fifth to half of the sequence.
+
+    The period is random, so that no fixed distance foretells a token.
+
+    Returns:
+        Tokens ``[sample, token]`` and periods ``[sample, 1]``.
+    """
+    g = torch.Generator().manual_seed(seed)
+    period = torch.randint(scale.length // 5, scale.length // 2 + 1, (count, 1), generator=g)
+    shown = torch.rand(count, scale.vocabulary, generator=g).argsort(1)[:, : scale.length // 2]
+    return shown.gather(1, torch.arange(scale.length) % period), period
+
+
+class Language(L.LightningModule):
+    """Next tokens by Adam; nothing in it knows of the monitor."""
+
+    def __init__(self, scale: Scale) -> None:
+        super().__init__()
+        self.learning_rate = scale.learning_rate
+        self.net = Transformer(
+            vocabulary=scale.vocabulary, length=scale.length, width=scale.width, num_heads=scale.num_heads
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return next_token(self, batch).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+
+def induction_scores(net: Transformer, tokens: Tensor, period: Tensor) -> Tensor:
+    """Share of each head's attention that goes to tokens behind an earlier showing of the present one ``[head]``."""
+    x, scores = net.tokens(tokens) + net.positions.weight[: tokens.shape[1]], []
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    before = torch.cat([torch.full_like(tokens[:, :1], -1), tokens[:, :-1]], 1)
+    seen = place[:, None] >= place
+    matches = (tokens[:, :, None] == before[:, None]) & seen
+    for block in net.blocks:
+        attn, normalized = block.attn, block.norm(x)
+        q, k = (p(normalized).unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for p in (attn.q_proj, attn.k_proj))
+        logits = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf)
+        matched = (logits.softmax(3) * matches[:, None]).sum(3)
+        scores.append(matched.transpose(0, 1)[:, place >= period].mean(1))
+        x = block(x)
+    return torch.cat(scores)
+
+
+class Progress(L.Callback):
+    """What the network has learnt at the steps of the readings, on sequences of its own."""
+
+    def __init__(self, scale: Scale) -> None:
+        self.every = scale.every
+        self.tokens, self.period = repeated(64, scale, seed=10**6)
+        self.chains = bigrams(64, scale, seed=10**6)
+        self.steps: list[int] = []
+        self.loss: dict[str, list[float]] = {"induction": [], "bigrams": []}
+        self.scores: list[Tensor] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.look(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            self.look(trainer, pl_module)
+
+    @torch.no_grad()
+    def look(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Losses where induction foretells the token, and of bigrams; every head's score."""
+        tokens, period, chains = (x.to(module.device) for x in (self.tokens, self.period, self.chains))
+        told = torch.arange(tokens.shape[1] - 1, device=module.device) >= period
+        losses = {
+            "induction": float(next_token(module, (tokens,))[told].mean()),
+            "bigrams": float(next_token(module, (chains,)).mean()),
+        }
+        self.steps.append(trainer.global_step)
+        self.scores.append(induction_scores(module.net, tokens, period).double().cpu())
+        for name, loss in losses.items():
+            self.loss[name].append(loss)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"loss/{name}": loss for name, loss in losses.items()}, trainer.global_step)
