@@ -51,10 +51,10 @@ class _Cell(NamedTuple):
 def to_xarray(records: Iterable[Reading]) -> dict[str, Dataset]:
     """Readings as one Dataset for each monitor: ``slt.to_xarray(slt.load_records(run))["slt"]``.
 
-    Along ``reading`` stand the coordinates ``step``, ``global_step``, ``epoch``, ``time``, ``duration``, ``overhead``
-    and ``failure``; ``dataset.swap_dims(reading="step")`` makes the step the axis. Samples are named by their index in
-    the user's data, with their labels as ``train_label`` and the like; rows of a response matrix as
-    ``probe/sample/token``. Settings that stay the same are attributes, others are variables ``setting_<name>``.
+    Along ``reading`` stand the coordinates ``step``, ``global_step``, ``epoch``, ``time`` (seconds since 1970),
+    ``duration``, ``overhead`` and ``failure``; ``dataset.swap_dims(reading="step")`` makes the step the axis. Samples
+    are named by their index in the user's data, with their labels as ``train_label`` and the like; rows of a response
+    matrix as ``probe/sample/token``. Settings that stay the same are attributes, others variables ``setting_<name>``.
 
     Readings that differ in what they have are laid out on all that any of them has. What one lacks, because it failed,
     a chain died or a component came later, is NaN; False in ``…_ok``; empty in texts. Where two estimators of a
@@ -231,7 +231,6 @@ def _nothing(shape: Sequence[int], kind: np.dtype[Any], *, whole: bool) -> Array
 def _places(readings: Sequence[Reading]) -> dict[str, Variable]:
     """Coordinates of the readings."""
     along = {name: np.array([getattr(reading, name) for reading in readings]) for name in TIMES}
-    along["time"] = (along["time"] * 1e9).astype("datetime64[ns]")
     along |= {
         "reading": np.array([r.index for r in readings]),
         "failure": np.array([r.failure or "" for r in readings]),

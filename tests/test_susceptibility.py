@@ -456,6 +456,20 @@ def test_padding_is_exactly_zero_in_all_components():
     assert torch.allclose(found.matrix[2, 1], moves, rtol=0, atol=1e-10)
 
 
+def test_what_is_said_of_the_whole_matrix():
+    """The share that all components have alike, by hand; and the worst of their checks."""
+    estimator = susceptibility("restricted")
+    parts = averages(estimator, chains=4, draws=20)
+    found = estimator.combine(parts)
+    alike = found.matrix.mean(1, keepdim=True).expand_as(found.matrix)
+    assert found.uniform == pytest.approx(float(alike.square().sum() / found.matrix.square().sum()), rel=1e-12)
+    assert 0 < found.uniform < 1
+    assert found.matrix.shape[1] == 2
+    rhats = [part.health.values["rhat"] for part in parts.values()]
+    assert rhats[0] != rhats[1]
+    assert found.health.values["rhat"] == max(rhats)
+
+
 def test_a_part_of_the_data_as_reference():
     x, y, _ = regression()
     probe = slt.Probe(TensorDataset(x, y), name="data")
