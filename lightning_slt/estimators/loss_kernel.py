@@ -135,7 +135,8 @@ class KernelEstimate(Result):
         samples = self.traces.shape[2]
         found = torch.full((samples, samples), math.nan, dtype=torch.float64)
         if len(self.traces) and self.traces.shape[1] > 1:
-            for rows in torch.arange(samples).split(ROWS):
+            for start in range(0, samples, ROWS):
+                rows = slice(start, start + ROWS)
                 of_rows = covariances(self.traces[:, :, rows], self.traces, pooled=self.pooled)
                 found[rows] = getattr(of_rows, which)
         return found
