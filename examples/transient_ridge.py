@@ -476,7 +476,7 @@ def picture(outcome: Outcome, scale: Scale, title: str) -> Any:
         ylabel=f"axis 2 ({two:.0%})",
         title="all runs in one set of axes (squares: the end)",
     )
-    for colour, (how, found) in zip(("#BBBBBB", "#333333"), outcome.llc.items(), strict=True):
+    for colour, (how, found) in zip(("#BBBBBB", "#333333"), outcome.llc.items(), strict=False):
         values, errors = zip(*((e.mean, e.stderr) for e in found.values()), strict=True)
         right.errorbar(range(len(values)), values, errors, fmt="o-", capsize=3, color=colour, label=how)
     right.set_xticks(range(len(outcome.ood)), list(outcome.ood), fontsize=8)
