@@ -143,6 +143,16 @@ def test_callbacks_that_listen_hear_of_every_checkpoint() -> None:
     assert heard == [(2, 2), (4, 4), (6, 6), (8, 8)]
 
 
+def test_stages_are_reported_in_the_end() -> None:
+    live("given")
+    stages = slt.StageMonitor("slt/full/llc")
+    slt.analyze(Classifier(), "saved", [monitor("given"), stages], data=blobs(), run_dir="later", progress=False)
+    assert [int(step) for step in stages._followers["slt/full/llc"].series.steps] == [2, 4, 6, 8]
+    events = EventAccumulator("later")
+    events.Reload()
+    assert "stages/slt/full/llc/table/text_summary" in events.Tags()["tensors"]
+
+
 def test_what_cannot_be_analyzed_says_so() -> None:
     live("given")
     with pytest.raises(FileNotFoundError, match=r"no checkpoints in nowhere; expected files that end in .ckpt"):

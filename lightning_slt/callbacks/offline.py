@@ -91,6 +91,7 @@ def analyze(
             done.note(checkpoint.step)
         for callback in callbacks if left else ():
             callback.on_train_end(trainer, as_module)
+            callback.on_fit_end(trainer, as_module)
     _close(replay.loggers)
     return load_records(folder)
 

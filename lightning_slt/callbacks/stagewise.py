@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_slt.analysis.stagewise import Event, InfluenceCurves
+from lightning_slt.callbacks.stages import StageMonitor
 from lightning_slt.records import Reading
 from lightning_slt.reporting.stagewise import events_table, stagewise_figure
 from lightning_slt.reporting.tensorboard import write_figure, write_text
@@ -102,5 +103,5 @@ class InfluenceFollower:
 
 def _boundaries(trainer: pl.Trainer) -> list[float]:
     """Steps of the boundaries that stage monitors of the same Trainer have found."""
-    monitors = trainer.callbacks  # type: ignore[attr-defined]
-    return [float(b.step) for c in monitors for b in getattr(c, "boundaries", ()) if hasattr(b, "step")]
+    monitors = [c for c in trainer.callbacks if isinstance(c, StageMonitor)]  # type: ignore[attr-defined]
+    return [b.step for monitor in monitors for tag in monitor.quantities for b in monitor.report(tag).boundaries]
