@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,3 +225,35 @@ def test_several_quantities_and_wrong_ones() -> None:
         slt.StageMonitor(["a/b", "a/b"])
     with pytest.raises((MisconfigurationException, RuntimeError), match=r"stages|StageMonitor"):
         fit(slt.StageMonitor(QUANTITY), slt.StageMonitor(QUANTITY), steps=2)
+
+
+CONFIG = """
+trainer:
+  accelerator: cpu
+  callbacks:
+    - class_path: lightning_slt.LLCMonitor
+    - class_path: lightning_slt.StageMonitor
+      init_args: {quantity: [slt/full/llc, slt/full/llc/rhat], adaptive: true, bandwidth: 0.2, on_boundary: math.fsum}
+    - class_path: lightning_slt.StageCheckpoint
+      init_args: {dirpath: saved, quantity: slt/full/llc}
+    - class_path: lightning_slt.StageStopping
+      init_args: {after: 3}
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between LightningCLI and jsonargparse
+def test_from_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.cli import LightningCLI
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    Path("config.yaml").write_text(CONFIG)
+    cli = LightningCLI(
+        Classifier, args=["--seed_everything=1", "--config=config.yaml"], run=False, save_config_callback=None
+    )
+    stages, saves, stops = (
+        next(c for c in cli.trainer.callbacks if isinstance(c, kind))
+        for kind in (slt.StageMonitor, slt.StageCheckpoint, slt.StageStopping)
+    )
+    assert stages.quantities == ("slt/full/llc", "slt/full/llc/rhat")
+    assert (stages.adaptive, stages.bandwidth, stages.on_boundary) == (True, 0.2, math.fsum)
+    assert (str(saves.dirpath), saves.quantity, stops.after) == ("saved", "slt/full/llc", 3)

@@ -198,10 +198,15 @@ class Detector:
             first -= 1
         while last + 1 < right and slopes.contrast(last + 1, low) <= 1:
             last += 1
-        middle = (float(at[first]) + float(at[last])) / 2
-        prominence = min(slopes.contrast(left, low), slopes.contrast(right, low))
-        spots = [middle, *(float(at[i]) for i in (first, last, left, right))]
-        return Boundary(*(math.exp(spot) for spot in spots), prominence)
+        place: list[float] = at.exp().tolist()
+        return Boundary(
+            step=math.sqrt(place[first] * place[last]),
+            earliest=place[first],
+            latest=place[last],
+            before=place[left],
+            after=place[right],
+            prominence=min(slopes.contrast(left, low), slopes.contrast(right, low)),
+        )
 
 
 class Slopes:
