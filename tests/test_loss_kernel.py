@@ -372,6 +372,12 @@ def test_ten_thousand_samples_without_their_matrix(monkeypatch):
     assert "400 of 10000 samples" in axis.get_xlabel()
 
 
+def test_colours_are_those_of_pairs():
+    """Of few samples the diagonal is an eighth of the entries, and would leave the rest pale."""
+    kernel = kernel_of(random(4, 400, 8), labels=torch.arange(8))
+    assert kernel_figure(kernel).axes[0].get_images()[0].get_clim()[1] == 3 * kernel.noise < 0.1
+
+
 def test_heat_maps_of_some_samples_cluster_those_alone(monkeypatch):
     asked = []
 

@@ -62,12 +62,13 @@ def kernel_figure(result: KernelEstimate, *, groups: Tensor | None = None, title
     mine, kind = (groups[some], "group") if groups is not None else _groups(result, some)
     places = order(factor, mine)
     unit = normalized(factor)[:, places]
-    matrix = (unit.mT @ unit).numpy()
+    matrix = unit.mT @ unit
     figure = Figure(figsize=(6.5, 6), dpi=110, layout="constrained")
     axis = figure.subplots()
     # The diagonal is 1 whatever the kernel, and would leave the rest pale.
-    scale = min(1.0, max(3 * result.noise, float((unit.mT @ unit).abs().quantile(0.95))))
-    image = axis.imshow(matrix, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest")
+    pairs = matrix[~torch.eye(len(matrix), dtype=torch.bool)].abs()
+    scale = min(1.0, max(3 * result.noise, float(pairs.quantile(0.95))))
+    image = axis.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest")
     shown = "samples" if len(some) == samples else f"{len(some)} of {samples} samples, by chance,"
     _mark(axis, mine[places], f"{shown} by {kind}")
     words = title or f"correlation of losses R, ± {result.noise:.2g} an entry, reliability {result.reliability:.2f}"
