@@ -161,7 +161,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """All tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--series", type=int, default=100, help="per setting")
+    parser.add_argument("--series", type=int, default=12, help="per setting")
     parser.add_argument("--bandwidth", type=float, default=Detector().bandwidth)
     parser.add_argument("--z", type=float, default=Detector().z)
     parser.add_argument("--depth", type=float, default=Detector().depth)
@@ -180,7 +180,9 @@ def main() -> None:
     for name, rows in found.items():
         print(f"\n{name}\n\n{markdown(rows)}", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"detector": vars(options) | {"out": ""}, **found}, indent=1) + "\n")
+    options.out.write_text(
+        json.dumps({"detector": {k: v for k, v in vars(options).items() if k != "out"}, **found}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

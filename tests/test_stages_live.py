@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from models import FEW, Classifier, MemoryLogger, blobs, few_draws, footprint, loader_of, trainer_for
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -76,7 +78,7 @@ class Stairs(slt.AtAnchor):
 
 def fit(*callbacks: Any, stairs: Stairs | None = None, steps: int = STEPS, **options: Any) -> pl.Trainer:
     monitor = slt.SLTMonitor([stairs or Stairs()], at_steps=slt.LogSteps(2, STEPS, 30))
-    data = loader_of(TensorDataset(torch.zeros(STEPS, 1)), batch_size=1, shuffle=False)
+    data = loader_of(TensorDataset(torch.zeros(options.pop("samples", STEPS), 1)), batch_size=1, shuffle=False)
     ckpt = options.pop("ckpt_path", None)
     trainer = trainer_for(monitor, *callbacks, max_steps=steps, **{"logger": MemoryLogger(), **options})
     trainer.fit(Counter(), data, ckpt_path=ckpt)
@@ -225,6 +227,28 @@ def test_several_quantities_and_wrong_ones() -> None:
         slt.StageMonitor(["a/b", "a/b"])
     with pytest.raises((MisconfigurationException, RuntimeError), match=r"stages|StageMonitor"):
         fit(slt.StageMonitor(QUANTITY), slt.StageMonitor(QUANTITY), steps=2)
+
+
+class Notes(pl.Callback):
+    """Every process writes down what its StageMonitor knows."""
+
+    def __init__(self, stages: slt.StageMonitor) -> None:
+        self.stages = stages
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        Path(f"rank{trainer.global_rank}").write_text(f"{trainer.global_step} {self.stages.state_dict()!r}")
+
+
+@pytest.mark.ddp
+def test_all_processes_decide_alike() -> None:
+    alone, stages = slt.StageMonitor(QUANTITY, adaptive=True), slt.StageMonitor(QUANTITY, adaptive=True)
+    fit(alone, slt.StageStopping(after=2), Notes(alone))
+    expected = Path("rank0").read_text()
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=60))
+    saves = slt.StageCheckpoint("stages")
+    fit(stages, saves, slt.StageStopping(after=2), Notes(stages), strategy=strategy, devices=2, samples=2 * STEPS)
+    assert Path("rank0").read_text() == Path("rank1").read_text() == expected
+    assert len(list(Path("stages").glob("*.ckpt"))) == 2
 
 
 CONFIG = """
