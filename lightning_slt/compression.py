@@ -61,26 +61,28 @@ class Critical(NamedTuple):
     reason: str = ""
 
 
-def quantized(weights: Mapping[str, Tensor], levels: int, *, clip: float = 1.0) -> Params:
+def quantized(weights: Mapping[str, Tensor], levels: int, *, clip: float = 1.0, per_tensor: bool = False) -> Params:
     r"""Every weight at the nearest of ``n_q`` levels, evenly spaced over a symmetric range.
 
     .. math:: -m + \frac{2m}{n_q - 1} k, \quad k = 0 \dots n_q - 1, \quad m = \text{clip} \cdot \max |w|
 
-    with a range m of its own for each tensor. An even number of levels has none at zero.
+    with one m for all, as a code of the whole network has one precision, or with one of its own for each tensor. An
+    even number of levels has none at zero.
 
     >>> quantized({"w": torch.tensor([-1.0, 0.1, 0.6])}, 3)["w"]
     tensor([-1.,  0.,  1.])
     """
+    largest = {name: w.abs().max() if w.numel() else w.new_zeros(()) for name, w in weights.items()}
     compressed = {}
     for name, w in weights.items():
-        m = clip * w.abs().max() if w.numel() else w.new_zeros(())
+        m = clip * (largest[name] if per_tensor else max(largest.values()).to(w.device))
         spacing = 2 * m / (levels - 1)
         k = ((w.clamp(-m, m) + m) / spacing).round()
         compressed[name] = torch.where(spacing > 0, spacing * k - m, w)
     return compressed
 
 
-def quantization(weights: Mapping[str, Tensor], *, clips: Sequence[float]) -> Scheme:
+def quantization(weights: Mapping[str, Tensor], *, clips: Sequence[float], per_tensor: bool = False) -> Scheme:
     """Fewer and fewer levels, the range chosen for the loss among some shares of the largest weight, anew each time.
 
     The loss goes up and down with the parity of a small number of levels, so that it is swept there.
@@ -91,7 +93,7 @@ def quantization(weights: Mapping[str, Tensor], *, clips: Sequence[float]) -> Sc
     dials = sorted({*few, *many}, reverse=True)
     return Scheme(
         dials=tuple(map(float, dials)),
-        candidates=lambda index: (quantized(weights, dials[index], clip=clip) for clip in clips),
+        candidates=lambda index: (quantized(weights, dials[index], clip=clip, per_tensor=per_tensor) for clip in clips),
         smooth=False,
     )
 

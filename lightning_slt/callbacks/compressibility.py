@@ -39,6 +39,7 @@ class CompressibilityMonitor(SLTMonitor):
             chains. It needs readings at the same steps. None for this monitor's own.
         num_samples: Losses on so many samples, chosen at random once; None for all.
         clips: See :class:`lightning_slt.Compressibility`, here and below.
+        per_tensor: A range of the grid for each tensor.
         num_noise: Noises to average over.
         exhaustive: Look at every setting of a dial.
         int8: Also the rise of the loss in torch's own int8 format.
@@ -72,6 +73,7 @@ class CompressibilityMonitor(SLTMonitor):
         quantity: str | None = None,
         num_samples: int | None = 1024,
         clips: Sequence[float] = CLIPS,
+        per_tensor: bool = False,
         num_noise: int = 8,
         exhaustive: bool = False,
         int8: bool = False,
@@ -96,7 +98,7 @@ class CompressibilityMonitor(SLTMonitor):
         """Ask for critical compression, and for λ̂ where no other monitor has it."""
         compressibility = Compressibility(
             schemes=schemes, tolerances=tolerances, components=components, num_samples=num_samples, clips=clips,
-            num_noise=num_noise, exhaustive=exhaustive, int8=int8,
+            per_tensor=per_tensor, num_noise=num_noise, exhaustive=exhaustive, int8=int8,
         )  # fmt: skip
         estimators: list[Estimator] = [compressibility]
         super().__init__(
@@ -120,7 +122,8 @@ class CompressibilityMonitor(SLTMonitor):
             snapshots=snapshots,
         )
         self.schemes, self.tolerances, self.quantity, self.num_samples = schemes, tolerances, quantity, num_samples
-        self.clips, self.num_noise, self.exhaustive, self.int8 = clips, num_noise, exhaustive, int8
+        self.clips, self.per_tensor, self.num_noise = clips, per_tensor, num_noise
+        self.exhaustive, self.int8 = exhaustive, int8
         self.heard: dict[int, dict[str, float]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -36,7 +36,7 @@ NUMBERS: dict[str, str] = {
 }  # fmt: skip
 """What the critical number of each scheme is called: ``bits_0.02`` at a tolerance of 0.02 nats."""
 
-CLIPS = (1.0, 0.85, 0.7, 0.55, 0.4)
+CLIPS = (1.0, 0.8, 0.6, 0.45, 0.3)
 """Ranges of the grid that are tried, as shares of the largest weight."""
 
 BATCH = 512
@@ -83,6 +83,8 @@ class Compressibility(AtAnchor):
             large share of the precision; formats leave them as they are, and so does None. Heads are always whole.
         num_samples: On so many samples of the data, chosen at random once; None for all.
         clips: Ranges of the grid that are tried at every number of levels, as shares of the largest weight.
+        per_tensor: A range of the grid for each tensor, as formats have it, in the place of one for all weights, as a
+            code of the whole network with one precision has it.
         num_noise: Over so many noises the loss is averaged.
         exhaustive: Look at every setting of a dial, rather than at those that lead to the critical one; for whole
             curves, and where a loss that goes up and down along the dial is to be followed in all its turns.
@@ -101,6 +103,7 @@ class Compressibility(AtAnchor):
     components: str | Component | Mapping[str, Component] | None = None
     num_samples: int | None = 1024
     clips: Sequence[float] = CLIPS
+    per_tensor: bool = False
     num_noise: int = 8
     exhaustive: bool = False
     int8: bool = False
@@ -211,7 +214,7 @@ def _schemes(asked: Compressibility, view: View, losses: _Losses) -> dict[str, S
         return Scheme(dials=compressed.dials, candidates=candidates, settle=compressed.settle, smooth=compressed.smooth)
 
     makers: dict[str, Callable[[], Scheme]] = {
-        "quantization": lambda: on(quantization(parts, clips=asked.clips)),
+        "quantization": lambda: on(quantization(parts, clips=asked.clips, per_tensor=asked.per_tensor)),
         "factorization": lambda: on(factorization(parts)),
         "noise": lambda: on(noise(parts, count=asked.num_noise, seed=view.seed)),
         "pruning": lambda: on(pruning(parts)),
