@@ -119,7 +119,7 @@ def train(seed: int, folder: Path, *, num_steps: int, readings: int, sampling: s
         max_steps=num_steps,
         accelerator="cpu",
         callbacks=[monitor],
-        logger=TensorBoardLogger(folder, name=f"seed {seed}", version=""),
+        logger=TensorBoardLogger(folder, name=f"seed {seed}"),
         log_every_n_steps=20,
         enable_checkpointing=False,
         enable_progress_bar=False,

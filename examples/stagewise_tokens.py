@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> tuple[InfluenceCurves, list[str], Losses]:
         max_steps=args.num_steps,
         accelerator="cpu",
         callbacks=[monitor, losses],
-        logger=TensorBoardLogger(args.folder, name="", version=""),
+        logger=TensorBoardLogger(args.folder, name=""),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -20,7 +20,7 @@ from lightning_slt.analysis.responses import standardized
 from lightning_slt.analysis.trajectories import JointTrajectories, joint_trajectories
 from lightning_slt.components import FULL, Component
 from lightning_slt.estimators import LLC, Estimator
-from lightning_slt.reporting.comparison import Comparison
+from lightning_slt.reporting.comparison import WHOLE, Comparison
 from lightning_slt.results import Result, StoredResult
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig
@@ -122,11 +122,10 @@ def _factors(results: Sequence[Any]) -> list[Tensor] | None:
 
 
 def _preference(one: Side, two: Side, num_samples: int | None) -> Preference | None:
-    whole = f"{FULL}/llc"
-    if whole not in one.results or whole not in two.results:
+    if WHOLE not in one.results or WHOLE not in two.results:
         return None
-    llc = difference(one.results[whole], two.results[whole])
-    losses = [side.results[whole].health.values.get("anchor_loss", math.nan) for side in (one, two)]
+    llc = difference(one.results[WHOLE], two.results[WHOLE])
+    losses = [side.results[WHOLE].health.values.get("anchor_loss", math.nan) for side in (one, two)]
     count = num_samples or one.samples or two.samples
     if count is None or count < 2:
         return None

@@ -184,6 +184,7 @@ def test_runs_and_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "# one and idle" in printed
     assert "| full/llc" in printed
     assert "nan" not in printed
+    assert "Not told: an LLC of all weights failed its health checks" in printed
     assert Path("report/one.md").read_text() == printed[:-1]
     assert Path("report/one.png").stat().st_size > 10_000
     assert main(["compare", "one", "nowhere"]) == 2

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 from lightning_slt.analysis.comparison import Alignment, Difference, Preference
 from lightning_slt.analysis.trajectories import JointTrajectories
+from lightning_slt.components import FULL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FIRST, SECOND = "#333333", "#3366AA", "#CC6633"
+
+WHOLE = f"{FULL}/llc"
 
 SIGNIFICANT = 3.0
 """Standard errors from which on a difference is called one."""
@@ -104,6 +107,8 @@ def _preferred(found: Comparison) -> list[str]:
     if p is None:
         return []
     first, second = found.names
+    if not found.differences[WHOLE].ok:
+        return ["**Free energy**", "", "Not told: an LLC of all weights failed its health checks.", ""]
     favoured = second if p.free_energy < 0 else first
     sure = abs(p.free_energy) > 2 * p.stderr
     ends = " to ".join(f"{n:.3g}" if math.isfinite(n) else "never" for n in p.switch_range)
