@@ -446,7 +446,7 @@ def side_by_side(folder: Path) -> None:
     whole = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
     for index, picture in enumerate(pictures):
         whole.paste(picture, (index * pictures[0].width, 0))
-    whole.save(folder / "loss_kernel.png")
+    whole.quantize(256).save(folder / "loss_kernel.png")
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
