@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_slt.analysis.comparison import Alignment, Difference, Preference
 from lightning_slt.analysis.trajectories import JointTrajectories
@@ -20,6 +20,10 @@ WHOLE = f"{FULL}/llc"
 
 SIGNIFICANT = 3.0
 """Standard errors from which on a difference is called one."""
+
+
+MOST_CURVES = 3
+"""Scalars of two runs that are drawn over their steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ def _probability(p: float) -> str:
 
 
 def draw(found: Comparison) -> Figure:
-    """A panel of all differences in standard errors, and one for each scalar that two runs read at several steps.
+    """All differences in standard errors, all alignments beside those of seeds, and curves that two runs both have.
 
     Raises:
         ImportError: Without matplotlib.
@@ -151,20 +155,55 @@ def draw(found: Comparison) -> Figure:
     except ImportError as error:
         raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
     curves = {where: steps for where, steps in found.curves.items() if len(steps) > 1}
-    figure = Figure(figsize=(5 + 4 * min(3, len(curves)), 4), dpi=110, layout="constrained")
-    axes = figure.subplots(1, 1 + min(3, len(curves)), squeeze=False)[0]
-    names, values = list(found.differences), [d.z for d in found.differences.values()]
-    colours = [SECOND if abs(z) > SIGNIFICANT else "#AAAAAA" for z in values]
-    axes[0].barh(names[::-1], values[::-1], color=colours[::-1])
-    for edge in (-SIGNIFICANT, SIGNIFICANT):
-        axes[0].axvline(edge, color=INK, lw=0.8, ls=":")
-    axes[0].set_title(f"{found.names[1]} − {found.names[0]}, in standard errors", fontsize=10, color=INK, loc="left")
-    for axis, (where, steps) in zip(axes[1:], curves.items(), strict=False):
+    panels = [bool(found.differences), bool(found.alignments)]
+    number = sum(panels) + min(MOST_CURVES, len(curves))
+    rows = max(len(found.differences), len(found.alignments))
+    figure = Figure(
+        figsize=(4.6 * number, 1.6 + 0.3 * min(40, rows) + 1.6 * bool(curves)), dpi=110, layout="constrained"
+    )
+    axes = list(figure.subplots(1, number, squeeze=False)[0])
+    if found.differences:
+        _draw_differences(axes.pop(0), found)
+    if found.alignments:
+        _draw_alignments(axes.pop(0), found)
+    for axis, (where, steps) in zip(axes, curves.items(), strict=False):
         for name, kind, colour in ((found.names[0], "first", FIRST), (found.names[1], "second", SECOND)):
             axis.plot(list(steps), [getattr(d, kind) for d in steps.values()], color=colour, label=name, marker=".")
         axis.set_title(where, fontsize=10, color=INK, loc="left")
         axis.set_xlabel("step")
         axis.legend(frameon=False, fontsize=8)
-    for axis in axes:
+    for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _draw_differences(axis: Any, found: Comparison) -> None:
+    """A dot with a bar of one standard error each; hollow where an estimate is unreliable."""
+    places = range(len(found.differences), 0, -1)
+    axis.axvspan(-SIGNIFICANT, SIGNIFICANT, color="#EEEEEE", lw=0)
+    for place, d in zip(places, found.differences.values(), strict=True):
+        colour = SECOND if abs(d.z) > SIGNIFICANT else "#888888"
+        axis.errorbar([d.z], [place], xerr=[[1], [1]], color=colour, marker="o", mfc=colour if d.ok else "white")
+    axis.set_yticks(list(places), list(found.differences), fontsize=8)
+    axis.set_ylim(0.4, len(found.differences) + 0.6)
+    axis.set_xlabel(f"{found.names[1]} − {found.names[0]}, in standard errors\n(hollow: failed a check)", fontsize=8)
+    axis.set_title("differences", fontsize=10, color=INK, loc="left")
+
+
+def _draw_alignments(axis: Any, found: Comparison) -> None:
+    """The alignment with its error, beside those of seeds of one kind and that of chance."""
+    places = range(len(found.alignments), 0, -1)
+    for place, a in zip(places, found.alignments.values(), strict=True):
+        axis.plot(
+            a.baseline, [place] * len(a.baseline), ls="", marker="|", ms=14, color=FIRST, label="seeds of one kind"
+        )
+        axis.plot([a.by_chance], [place], ls="", marker="x", color="#888888", label="by chance")
+        axis.errorbar([a.cka], [place], xerr=[a.stderr], color=SECOND, marker="o", label="of the two")
+    axis.set_yticks(list(places), list(found.alignments), fontsize=8)
+    axis.set_ylim(0.4, len(found.alignments) + 0.6)
+    axis.set_xlim(0, 1.02)
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(
+        handles[:3], labels[:3], frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.25), ncols=3
+    )
+    axis.set_title("alignment of kernels and responses", fontsize=10, color=INK, loc="left")
