@@ -35,6 +35,7 @@ from lightning_slt.estimators import (
     Trajectory,
     View,
 )
+from lightning_slt.events import RunEvent, load_events
 from lightning_slt.finding import Calibration, calibrate
 from lightning_slt.health import Thresholds
 from lightning_slt.plan import FailedReadingError, estimate
@@ -81,6 +82,7 @@ __all__ = [
     "RMSPropSGLD",
     "Reading",
     "RefinedLLCMonitor",
+    "RunEvent",
     "SLTMonitor",
     "Sampler",
     "SamplerFinder",
@@ -106,6 +108,7 @@ __all__ = [
     "estimate",
     "load_anchor",
     "load_data",
+    "load_events",
     "load_records",
     "losses",
     "presets",

@@ -16,7 +16,7 @@ LAYERS = [
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
     | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "checkpoints", "files"},
     {"data", "health", "samplers", "records", "covariances", "groupings", "responses", "compression"},
-    {"passes", "estimators", "motion", "store"},
+    {"passes", "estimators", "motion", "store", "events"},
     {"sampling"},
     {"preflight", "published", "chains"},
     {"calibration", "soundness", "together", "probing", "assignment", "analysis"},

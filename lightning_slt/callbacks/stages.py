@@ -18,6 +18,7 @@ from lightning_slt.callbacks.checks import check_name
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.pacing import Pace
 from lightning_slt.callbacks.quantities import check_quantity, owner, row_of
+from lightning_slt.callbacks.surroundings import record
 from lightning_slt.records import Reading
 from lightning_slt.reporting.stages import event_scalars, reservations, stages_figure, stages_table
 from lightning_slt.reporting.tensorboard import write_figure, write_text
@@ -261,16 +262,20 @@ class StageMonitor(Callback):
         for number, news in enumerate(announced, before + 1):
             b = news.boundary
             event = StageBoundary(quantity, number, b.step, b.earliest, b.latest, news.step, news.delay, b.prominence)
-            rank_zero_info(
-                f"{self.name}: {quantity} came to rest around step {b.step:.0f} ({b.earliest:.0f} to {b.latest:.0f}), "
+            text = (
+                f"{quantity} came to rest around step {b.step:.0f} ({b.earliest:.0f} to {b.latest:.0f}), "
                 f"known at step {news.step}, {news.delay} readings later"
             )
+            rank_zero_info(f"{self.name}: {text}")
+            record(trainer, self.name, kind="boundary", step=b.step, known_at=news.step, quantity=quantity, text=text)
             self._spread(trainer, event)
         for alert in alerts:
-            rank_zero_warn(
-                f"{self.name}: between steps {alert.start} and {alert.step} {quantity} has changed by "
-                f"{alert.change:+.3g} (t = {alert.score:.1f}) while the loss has not ({alert.loss_change:+.2g} nats)"
+            text = (
+                f"between steps {alert.start} and {alert.step} {quantity} has changed by {alert.change:+.3g} "
+                f"(t = {alert.score:.1f}) while the loss has not ({alert.loss_change:+.2g} nats)"
             )
+            rank_zero_warn(f"{self.name}: {text}")
+            record(trainer, self.name, kind="alert", step=alert.step, known_at=alert.step, quantity=quantity, text=text)
             if self.on_alert is not None:
                 self.on_alert(trainer, trainer.lightning_module, StageAlert(quantity, alert))
         if announced or alerts:

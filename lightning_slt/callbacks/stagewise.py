@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_slt.analysis.stagewise import Event, InfluenceCurves
 from lightning_slt.callbacks.stages import StageMonitor
+from lightning_slt.callbacks.surroundings import record
 from lightning_slt.records import Reading
 from lightning_slt.reporting.stagewise import events_table, stagewise_figure
 from lightning_slt.reporting.tensorboard import write_figure, write_text
@@ -74,6 +75,9 @@ class InfluenceFollower:
         found = curves.events(significance=self.significance)
         news = [e for e in found if (e.kind, e.name, e.first, e.last) not in known]
         self.told += news
+        for e in news:
+            text, known_at = f"influence of {e}", reading.step
+            record(trainer, self.name, kind=e.kind, step=e.step, known_at=known_at, quantity=e.name, text=text)
         if news:
             rank_zero_info("\n".join(f"{self.name} at step {reading.step}: influence of {e}" for e in news))
             write_text(trainer.loggers, f"{self.tag}/events", events_table(self.told), reading.step)

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_slt.events import RunEvent, write_event
 from lightning_slt.types import Batch
 
 
@@ -45,3 +46,20 @@ def steps_of_run(trainer: pl.Trainer) -> float:
     """How many optimizer steps the fit will make; infinite where that is not known."""
     total = trainer.estimated_stepping_batches
     return total if total > 0 else math.inf
+
+
+def record(
+    trainer: pl.Trainer, source: str, *, kind: str, step: float, known_at: int, quantity: str, text: str
+) -> None:
+    """Keep an event of a callback beside the records, once; a collective call.
+
+    A full disk is told of and leaves training alone.
+    """
+    folder = record_dir(trainer)
+    if not trainer.is_global_zero:
+        return
+    event = RunEvent(source=source, kind=kind, step=float(step), known_at=known_at, quantity=quantity, text=text)
+    try:
+        write_event(folder, event)
+    except OSError as error:
+        rank_zero_warn(f"{source}: an event was not recorded: {error}")
