@@ -169,8 +169,11 @@ def of_relation(run: Run, shared: int) -> tuple[Tensor, Tensor]:
 
 
 def turn(steps: Tensor, values: Tensor, stderr: Tensor) -> float:
-    """Step at which influence turns from negative to positive, both beyond error; NaN where it does not."""
-    turns = [e.step for e in events(steps, values, stderr) if e.kind == "flip" and e.sign > 0]
+    """Step at which influence turns from negative to positive, both beyond error; NaN where it does not.
+
+    Two standard errors, as the curves are named in advance; the monitor, which looks at all, asks for three.
+    """
+    turns = [e.step for e in events(steps, values, stderr, significance=2.0) if e.kind == "flip" and e.sign > 0]
     return turns[0] if turns else float("nan")
 
 
