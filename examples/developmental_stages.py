@@ -29,6 +29,9 @@ from lightning_slt.reporting.stages import reservations, stages_figure, stages_t
 
 QUANTITY = "slt/full/llc"
 BATCH, STEPS, READINGS, FIRST = 64, 1600, 28, 10
+DETECTOR = Detector(bandwidth=0.2)
+"""Plateaus of this run are some 0.6 wide in log t."""
+
 LEARNT_SKIP, LEARNT_INDUCTION, RISE = 0.3, 1.5, 40.0
 """Losses in nats at which a mechanism counts as learnt, and the least Δλ̂ of the induction stage."""
 
@@ -77,7 +80,7 @@ class Mechanisms(pl.Callback):
                 logger.log_metrics({"held out/skip-bigram": skip, "held out/induction": induction}, trainer.global_step)
 
 
-def train(seed: int, out: Path, *, steps: int, readings: int, num_draws: int) -> None:
+def train(seed: int, out: Path, *, steps: int, readings: int, num_draws: int, detector: Detector) -> None:
     """One run with its LLC live; readings and losses go to ``out``."""
     pl.seed_everything(seed, verbose=False)
     monitor = slt.LLCMonitor(
@@ -85,7 +88,8 @@ def train(seed: int, out: Path, *, steps: int, readings: int, num_draws: int) ->
         sampling=slt.SamplingConfig(num_chains=4, num_draws=num_draws, num_burnin=num_draws, batch_size=32, seed=seed),
         at_steps=slt.LogSteps(min(FIRST, steps - 1), steps, readings),
     )  # fmt: skip
-    watch, mechanisms = slt.StageMonitor(QUANTITY), Mechanisms(seed)
+    watch = slt.StageMonitor(QUANTITY, bandwidth=detector.bandwidth, z=detector.z, depth=detector.depth)
+    mechanisms = Mechanisms(seed)
     trainer = pl.Trainer(
         max_steps=steps, accelerator="cpu", enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, logger=TensorBoardLogger(out, name="", version=""), log_every_n_steps=10,
@@ -120,7 +124,8 @@ def judge(seed: int, out: Path, detector: Detector) -> Judged:
     boundaries = follower.boundaries(final=True)
     found = stages(follower.series, [b.step for b in boundaries], bandwidth=detector.bandwidth, z=detector.z)
     between = [b for b in boundaries if skip <= b.step <= induction]
-    at_induction = [stage for stage in found if stage.start <= induction <= stage.end and between]
+    around = [b for b in boundaries if b.earliest <= induction and b.latest >= skip]
+    at_induction = [stage for stage in found[1:] if stage.start <= induction <= stage.end]
     rise = at_induction[0].change if at_induction else math.nan
     record = {
         "seed": seed,
@@ -130,8 +135,9 @@ def judge(seed: int, out: Path, detector: Detector) -> Judged:
         "announced": [{"boundary": a.boundary.step, "at": a.step, "delay": a.delay} for a in follower.announced],
         "criteria": {
             "a boundary between the two mechanisms": bool(between),
+            "a plateau that reaches in between": bool(around),
             f"induction stage raises λ̂ by {RISE:.0f} or more": rise >= RISE,
-            "that boundary was announced live": any(a.boundary in between for a in follower.announced),
+            "its plateau was announced live": any(a.boundary in around for a in follower.announced),
         },
         "Δλ̂ of the induction stage": rise,
         "its standard error": at_induction[0].change_stderr if at_induction else math.nan,
@@ -171,14 +177,15 @@ def main() -> None:
     parser.add_argument("--readings", type=int, default=READINGS)
     parser.add_argument("--num-draws", type=int, default=60, help="kept draws of a chain, and steps of burn-in")
     for name in ("bandwidth", "z", "depth"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(Detector(), name), help="of the detector")
+        parser.add_argument(f"--{name}", type=float, default=getattr(DETECTOR, name), help="of the detector")
     options = parser.parse_args()
     detector = Detector(bandwidth=options.bandwidth, z=options.z, depth=options.depth)
     records = []
     for seed in options.seeds:
         out = options.out / f"seed-{seed}"
         if not options.replay:
-            train(seed, out, steps=options.steps, readings=options.readings, num_draws=options.num_draws)
+            sizes = {"steps": options.steps, "readings": options.readings, "num_draws": options.num_draws}
+            train(seed, out, **sizes, detector=detector)
         judged = judge(seed, out, detector)
         picture(judged, options.out / f"stages-{seed}.png")
         print(f"\nseed {seed}: skip-bigram learnt at step {judged.record['skip-bigram learnt at']:.0f}, induction at "

@@ -112,8 +112,8 @@ class Boundary(NamedTuple):
 
     Attributes:
         step: Middle of the plateau in log t.
-        earliest: Where the plateau begins: the slope cannot be told from its smallest one, within one standard error.
-        latest: Where it ends.
+        earliest: Where the plateau begins: the slope has fallen to half of the one at ``before``.
+        latest: Where it ends: the slope has risen to half of the one at ``after``.
         before: Step of the steepest place on the left that it stands out from.
         after: The same on the right.
         prominence: By how many standard errors the slope there falls short of the lower of the two.
@@ -194,9 +194,10 @@ class Detector:
 
     def _boundary(self, at: Tensor, slopes: Slopes, left: int, low: int, right: int) -> Boundary:
         first, last = low, low
-        while first - 1 > left and slopes.contrast(first - 1, low) <= 1:
+        # A kernel smooths the corner between a slope and none to half of that slope, whatever its width.
+        while first - 1 > left and slopes.size[first - 1] <= slopes.size[left] / 2:
             first -= 1
-        while last + 1 < right and slopes.contrast(last + 1, low) <= 1:
+        while last + 1 < right and slopes.size[last + 1] <= slopes.size[right] / 2:
             last += 1
         place: list[float] = at.exp().tolist()
         return Boundary(
