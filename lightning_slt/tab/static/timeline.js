@@ -1,0 +1,281 @@
+// The timeline: loss, learning coefficients and other numbers over training steps, with stages, events and the cursor.
+import {numberText, withError} from "./dom.js";
+import {figure} from "./figure.js";
+import {extent, linear, logarithm, nearest, padded, stepScale, tickText} from "./scales.js";
+
+const LEFT = 64;
+const RIGHT = 14;
+const TOP = 30;
+const BOTTOM = 40;
+const GAP = 34;
+const TALL = {loss: 120, llc: 210, components: 210};
+const OTHER = 120;
+
+// model() gives {panels, stages, events, cursor, logSteps, highlight, reliableOnly}; told: {cursor(step), highlight(name)}.
+export function timelineFigure(model, told) {
+  let view = null; // steps shown; null: all
+  let boxes = [];
+  let x = null;
+  let marks = [];
+
+  const tall = (panel) => TALL[panel.name] ?? OTHER;
+  const height = () => {
+    const heights = model().panels.map(tall);
+    return TOP + heights.reduce((sum, h) => sum + h + GAP, 0) - GAP + BOTTOM;
+  };
+
+  function whole() {
+    const [low, high] = extent(model().panels.flatMap((panel) => panel.lines.map((line) => line.steps)));
+    return low <= high ? [low, high > low ? high : low + 1] : [0, 1];
+  }
+
+  function draw(p, width, _, theme) {
+    const {panels, logSteps} = model();
+    const [from, to] = view ?? whole();
+    x = stepScale(from, to, LEFT, width - RIGHT, logSteps);
+    boxes = [];
+    let top = TOP;
+    for (const panel of panels) {
+      const box = {panel, top, bottom: top + tall(panel), y: null};
+      box.y = valueScale(panel, from, to, box, model().reliableOnly);
+      boxes.push(box);
+      top = box.bottom + GAP;
+    }
+    if (!boxes.length) return;
+    drawStages(p, theme);
+    boxes.forEach((box, k) => drawPanel(p, box, width, theme, k === boxes.length - 1));
+    drawEvents(p, theme);
+    drawCursor(p, theme);
+  }
+
+  function drawStages(p, theme) {
+    const bottom = boxes.at(-1).bottom;
+    model().stages.forEach((stage, k) => {
+      const [a, b] = [Math.max(x(stage.start), LEFT), Math.min(x(stage.end), x.end ?? Infinity)];
+      const right = Math.min(b, boxes.width ?? Infinity);
+      if (!(right > a)) return;
+      p.clip(LEFT, 0, Math.max(right - LEFT, 0), bottom, () => {
+        p.rect(a, TOP, right - a, bottom - TOP, {fill: stage.hidden ? theme.series[1] : theme.series[0], alpha: k % 2 ? 0.05 : 0.11});
+        p.text(a + 4, 18, stageText(stage), {fill: theme.soft, size: 10.5});
+      });
+    });
+  }
+
+  function drawPanel(p, box, width, theme, last) {
+    const {panel, top, bottom, y} = box;
+    const right = width - RIGHT;
+    p.text(LEFT, top - 7, panel.title, {fill: theme.ink, size: 12, weight: 600});
+    for (const tick of y.ticks((bottom - top) / 40)) {
+      if (y(tick) < top - 1 || y(tick) > bottom + 1) continue;
+      p.line([[LEFT, y(tick), true], [right, y(tick)]], {stroke: tick === 0 ? theme.soft : theme.line, width: 0.6});
+      p.text(LEFT - 7, y(tick), tickText(tick), {fill: theme.soft, anchor: "end", baseline: "middle"});
+    }
+    for (const tick of x.ticks()) {
+      p.line([[x(tick), bottom, true], [x(tick), bottom + 4]], {stroke: theme.soft, width: 1});
+      if (last) p.text(x(tick), bottom + 17, tickText(tick), {fill: theme.soft, anchor: "middle"});
+    }
+    p.line([[LEFT, bottom, true], [right, bottom]], {stroke: theme.soft, width: 1});
+    const axis = model().logSteps ? "training step (logarithmic)" : "training step";
+    if (last) p.text((LEFT + right) / 2, bottom + 34, axis, {fill: theme.soft, anchor: "middle"});
+    const {highlight} = model();
+    const known = panel.lines.some((line) => lit(line, highlight));
+    p.clip(LEFT - 5, top - 5, right - LEFT + 10, bottom - top + 10, () => {
+      for (const line of panel.lines) drawLine(p, box, line, theme, known && !lit(line, highlight) ? 0.15 : 1);
+    });
+  }
+
+  function drawLine(p, {y, top, bottom}, line, theme, strength) {
+    const [first, last] = inView(line.steps);
+    const drawn = [];
+    const band = [[], []];
+    let broken = true;
+    for (let i = first; i <= last; i++) {
+      const value = line.values[i];
+      const place = value === null ? NaN : y(value);
+      if (!Number.isFinite(place)) {
+        broken = true;
+        continue;
+      }
+      drawn.push([x(line.steps[i]), place, broken, i]);
+      broken = false;
+      if (line.band && finite(line.low?.[i]) && finite(line.high?.[i])) {
+        band[0].push([x(line.steps[i]), y(line.low[i])]);
+        band[1].push([x(line.steps[i]), y(line.high[i])]);
+      }
+    }
+    if (band[0].length > 1) p.area([...band[0], ...band[1].reverse()], {fill: line.colour, alpha: 0.2 * strength});
+    for (const chain of (line.chained && line.chains) || []) {
+      const dots = drawn.filter(([, , , i]) => finite(chain[i]));
+      const path = dots.map(([px, , jump, i]) => [px, y(chain[i]), jump]);
+      p.line(path, {stroke: line.colour, width: 0.6, alpha: 0.45 * strength});
+    }
+    p.line(drawn, {stroke: line.colour, width: line.width, dash: line.dash, alpha: strength});
+    drawDots(p, drawn, line, theme, strength, top, bottom);
+  }
+
+  // Reliable readings are filled where there is room for them; unreliable ones are hollow and never left out.
+  function drawDots(p, drawn, line, theme, strength, top, bottom) {
+    if (line.dots === false) return;
+    const crowded = drawn.length > 1 && (drawn.at(-1)[0] - drawn[0][0]) / drawn.length < 5;
+    const taken = new Set();
+    for (const [px, py, , i] of drawn) {
+      const ok = line.ok === null || line.ok[i];
+      if (ok && crowded && drawn.length > 1) continue;
+      const spot = `${Math.round(px)} ${Math.round(py)}`;
+      if (taken.has(spot)) continue;
+      taken.add(spot);
+      const inside = Math.min(Math.max(py, top), bottom);
+      const data = {step: line.steps[i], value: line.values[i], line: line.label, ok: ok ? 1 : 0};
+      const fill = ok ? line.colour : theme.paper;
+      const radius = crowded ? 2.2 : line.ok === null ? 2 : 3.2;
+      p.circle(px, inside, radius, {fill, stroke: line.colour, width: 1.3, alpha: strength, data});
+    }
+  }
+
+  function drawEvents(p, theme) {
+    const bottom = boxes.at(-1).bottom;
+    marks = model().events.filter((event) => finite(event.step) && shown(event.step)).map((event) => ({event, at: x(event.step)}));
+    for (const {at, event} of marks) {
+      p.line([[at, TOP - 2, true], [at, bottom]], {stroke: eventColour(event, theme), width: 0.8, dash: [2, 3], alpha: 0.8});
+      p.area([[at - 5, TOP - 9], [at + 5, TOP - 9], [at, TOP - 1]], {fill: eventColour(event, theme)});
+    }
+  }
+
+  function drawCursor(p, theme) {
+    const {cursor} = model();
+    if (cursor === null || !shown(cursor)) return;
+    p.line([[x(cursor), TOP, true], [x(cursor), boxes.at(-1).bottom]], {stroke: theme.accent, width: 1.6, alpha: 0.9});
+  }
+
+  function hover(px, py) {
+    if (!x || !boxes.length) return null;
+    const event = marks.filter(({at}) => Math.abs(at - px) < 6 && py < TOP + 6);
+    if (event.length) return {lines: event.flatMap(({event: e}) => eventLines(e))};
+    const box = boxes.find(({top, bottom}) => py >= top - 14 && py <= bottom + 14);
+    const found = box && nearestPoint(box, px, py);
+    told.highlight(found && box.panel.name === "components" ? found.line.component : null);
+    if (!found) return null;
+    const mark = (p, theme) => p.circle(found.px, found.py, 6, {stroke: theme.ink, width: 1.6});
+    return {lines: pointLines(found), mark};
+  }
+
+  function nearestPoint(box, px, py) {
+    let best = null;
+    for (const line of box.panel.lines) {
+      if (!line.steps.length) continue;
+      const middle = nearest(line.steps, x.invert(px));
+      for (const i of [middle - 1, middle, middle + 1]) {
+        const value = line.values[i];
+        if (value === null || value === undefined || !shown(line.steps[i])) continue;
+        const spot = {line, i, px: x(line.steps[i]), py: Math.min(Math.max(box.y(value), box.top), box.bottom)};
+        spot.far = Math.hypot(spot.px - px, spot.py - py);
+        if (!best || spot.far < best.far) best = spot;
+      }
+    }
+    return best && best.far < 60 ? best : null;
+  }
+
+  function inView(steps) {
+    const [from, to] = view ?? whole();
+    let first = 0;
+    let last = steps.length - 1;
+    while (first < last && steps[first + 1] < from) first++;
+    while (last > first && steps[last - 1] > to) last--;
+    return [first, last];
+  }
+
+  const shown = (step) => {
+    const [from, to] = view ?? whole();
+    return step >= from && step <= to;
+  };
+
+  // Keep what is under a pixel under it, and never show more than there is.
+  function zoom(factor, about = null) {
+    if (!x) return;
+    const [low, high] = whole();
+    const [left, right] = [LEFT, drawn.node.clientWidth - RIGHT];
+    const centre = about ?? (left + right) / 2;
+    const ends = [left, right].map((edge) => x.invert(centre + (edge - centre) * factor));
+    view = ends[0] <= low && ends[1] >= high ? null : [Math.max(ends[0], low), Math.min(ends[1], high)];
+    if (view && !(view[1] - view[0] > 1e-6)) view = null;
+    drawn.redraw();
+  }
+
+  function pan(pixels) {
+    if (!view || !x) return;
+    const [low, high] = whole();
+    const [left, right] = [LEFT, drawn.node.clientWidth - RIGHT];
+    const ends = [x.invert(left - pixels), x.invert(right - pixels)];
+    if (ends[0] < low || ends[1] > high) return;
+    view = ends;
+    drawn.redraw();
+  }
+
+  const actions = {
+    "+": () => zoom(0.6), "=": () => zoom(0.6), "-": () => zoom(1 / 0.6), 0: () => ((view = null), drawn.redraw()),
+    ArrowLeft: (e) => (e.shiftKey ? pan(80) : told.move(-1)), ArrowRight: (e) => (e.shiftKey ? pan(-80) : told.move(1)),
+    Home: () => told.move(-Infinity), End: () => told.move(Infinity),
+  };
+  const drawn = figure({
+    label: "Timeline", height, draw, hover,
+    press: (px) => x && told.cursor(x.invert(px)),
+    drag: (dx) => pan(dx),
+    wheel: (px, turn) => zoom(turn > 0 ? 1.25 : 0.8, px),
+    keys: (event) => {
+      const act = actions[event.key];
+      if (act) act(event);
+      return Boolean(act);
+    },
+  });
+  const reset = () => ((view = null), drawn.redraw());
+  return {...drawn, zoom, reset, places: () => ({x, boxes, view})};
+}
+
+function valueScale(panel, from, to, {top, bottom}, reliableOnly) {
+  const values = [];
+  for (const line of panel.lines) {
+    for (let i = 0; i < line.values.length; i++) {
+      if (line.steps[i] < from || line.steps[i] > to) continue;
+      if (reliableOnly && line.ok !== null && !line.ok[i]) continue;
+      values.push(line.values[i]);
+      if (line.band) values.push(line.low?.[i] ?? null, line.high?.[i] ?? null);
+      if (line.chained) for (const chain of line.chains ?? []) values.push(chain[i]);
+    }
+  }
+  const [low, high] = extent([values]);
+  const positive = panel.log && extent([values.filter((value) => value > 0)]);
+  if (positive && positive[0] <= positive[1]) return logarithm(positive[0] / 1.15, positive[1] * 1.15, bottom, top);
+  return linear(...padded([low, high]), bottom, top);
+}
+
+function lit(line, highlight) {
+  return highlight !== null && line.component === highlight;
+}
+
+function finite(value) {
+  return value !== null && value !== undefined && Number.isFinite(value);
+}
+
+function pointLines({line, i}) {
+  const error = line.stderr?.[i] ?? null;
+  const lines = [line.label, `step ${line.steps[i]}: ${withError(line.values[i], error)}`];
+  if (finite(line.low?.[i])) lines.push(`band ${numberText(line.low[i])} to ${numberText(line.high[i])}`);
+  if (line.ok !== null && !line.ok[i]) lines.push(`unreliable: ${line.reasons[i] ?? "a health check failed"}`);
+  return lines;
+}
+
+export function stageText(stage) {
+  const words = [stage.name, stage.type, stage.hidden ? "hidden in the loss" : null];
+  return words.filter(Boolean).join(" · ");
+}
+
+export function eventLines(event) {
+  const known = event.known_at !== null && event.known_at !== event.step ? `, known at ${event.known_at}` : "";
+  return [`${event.kind} at step ${numberText(event.step)}${known}`, event.text, `${event.quantity} (${event.source})`];
+}
+
+function eventColour(event, theme) {
+  const kinds = ["boundary", "alert", "flip", "peak", "checkpoint"];
+  const colours = [theme.series[2], theme.bad, theme.series[3], theme.series[4], theme.soft];
+  return colours[kinds.indexOf(event.kind)] ?? theme.soft;
+}
