@@ -103,6 +103,7 @@ export function figure({label, height, draw, hover = () => null, press = null, k
 // One view: its heading, what it shows in a sentence, controls, content or a message in its place.
 export function card({name, title, hint, controls = [], content, figures = [], table}) {
   const message = el("p", {class: "message", hidden: true});
+  const place = el("p", {class: "where", hidden: true});
   const body = el("div", {class: "content"}, content);
   const exported = () => [name, node.dataset.what ?? ""].filter(Boolean);
   const exports = el(
@@ -120,7 +121,7 @@ export function card({name, title, hint, controls = [], content, figures = [], t
   const head = el("header", {}, heading, el("div", {class: "controls"}, controls), exports);
   const node = el(
     "section", {class: "card", "data-view": name, "aria-labelledby": `slt-${name}`},
-    head, el("p", {class: "hint"}, hint), message, body,
+    head, el("p", {class: "hint"}, hint), place, message, body,
   );
 
   // null: there is something to show; a text: why not.
@@ -129,6 +130,11 @@ export function card({name, title, hint, controls = [], content, figures = [], t
     message.textContent = text ?? "";
     message.classList.toggle("error", isError);
     body.hidden = exports.hidden = text !== null;
+    if (text !== null) place.hidden = true;
   }
-  return {node, say, table, redraw: (theme) => figures.forEach(([, drawn]) => drawn.redraw(theme))};
+  const where = (text) => {
+    place.hidden = false;
+    place.textContent = text;
+  };
+  return {node, say, where, table, redraw: (theme) => figures.forEach(([, drawn]) => drawn.redraw(theme))};
 }

@@ -5,7 +5,7 @@ import {extent, linear, logarithm, nearest, padded, stepScale, tickText} from ".
 
 const LEFT = 64;
 const RIGHT = 14;
-const TOP = 30;
+const TOP = 40;
 const BOTTOM = 40;
 const GAP = 34;
 const TALL = {loss: 120, llc: 210, components: 210};
@@ -16,6 +16,7 @@ export function timelineFigure(model, told) {
   let view = null; // steps shown; null: all
   let boxes = [];
   let x = null;
+  let edge = 0;
   let marks = [];
 
   const tall = (panel) => TALL[panel.name] ?? OTHER;
@@ -32,7 +33,8 @@ export function timelineFigure(model, told) {
   function draw(p, width, _, theme) {
     const {panels, logSteps} = model();
     const [from, to] = view ?? whole();
-    x = stepScale(from, to, LEFT, width - RIGHT, logSteps);
+    edge = width - RIGHT;
+    x = stepScale(from, to, LEFT, edge, logSteps);
     boxes = [];
     let top = TOP;
     for (const panel of panels) {
@@ -43,7 +45,7 @@ export function timelineFigure(model, told) {
     }
     if (!boxes.length) return;
     drawStages(p, theme);
-    boxes.forEach((box, k) => drawPanel(p, box, width, theme, k === boxes.length - 1));
+    boxes.forEach((box, k) => drawPanel(p, box, theme, k === boxes.length - 1));
     drawEvents(p, theme);
     drawCursor(p, theme);
   }
@@ -51,20 +53,21 @@ export function timelineFigure(model, told) {
   function drawStages(p, theme) {
     const bottom = boxes.at(-1).bottom;
     model().stages.forEach((stage, k) => {
-      const [a, b] = [Math.max(x(stage.start), LEFT), Math.min(x(stage.end), x.end ?? Infinity)];
-      const right = Math.min(b, boxes.width ?? Infinity);
-      if (!(right > a)) return;
-      p.clip(LEFT, 0, Math.max(right - LEFT, 0), bottom, () => {
-        p.rect(a, TOP, right - a, bottom - TOP, {fill: stage.hidden ? theme.series[1] : theme.series[0], alpha: k % 2 ? 0.05 : 0.11});
-        p.text(a + 4, 18, stageText(stage), {fill: theme.soft, size: 10.5});
+      const [left, right] = [Math.max(x(stage.start), LEFT), Math.min(x(stage.end), edge)];
+      if (!(right > left)) return;
+      const fill = stage.hidden ? theme.series[1] : theme.series[0];
+      p.rect(left, TOP, right - left, bottom - TOP, {fill, alpha: k % 2 ? 0.05 : 0.12});
+      p.clip(left, 0, right - left, bottom, () => {
+        p.text(left + 3, 12, stageText(stage), {fill: theme.soft, size: 10.5});
       });
     });
   }
 
-  function drawPanel(p, box, width, theme, last) {
+  function drawPanel(p, box, theme, last) {
     const {panel, top, bottom, y} = box;
-    const right = width - RIGHT;
+    const right = edge;
     p.text(LEFT, top - 7, panel.title, {fill: theme.ink, size: 12, weight: 600});
+    drawLegend(p, panel, top - 7, theme);
     for (const tick of y.ticks((bottom - top) / 40)) {
       if (y(tick) < top - 1 || y(tick) > bottom + 1) continue;
       p.line([[LEFT, y(tick), true], [right, y(tick)]], {stroke: tick === 0 ? theme.soft : theme.line, width: 0.6});
@@ -82,6 +85,20 @@ export function timelineFigure(model, told) {
     p.clip(LEFT - 5, top - 5, right - LEFT + 10, bottom - top + 10, () => {
       for (const line of panel.lines) drawLine(p, box, line, theme, known && !lit(line, highlight) ? 0.15 : 1);
     });
+  }
+
+  // From right to left, as far as there is room beside the title; about 6 pixels a letter.
+  function drawLegend(p, panel, y, theme) {
+    let end = edge;
+    const free = LEFT + 7.2 * panel.title.length + 20;
+    if (panel.lines.length > 8) return;
+    for (const line of [...panel.lines].reverse()) {
+      const start = end - 6 * line.label.length - 24;
+      if (start < free) return;
+      p.line([[start, y - 4, true], [start + 14, y - 4]], {stroke: line.colour, width: 2, dash: line.dash});
+      p.text(start + 18, y, line.label, {fill: theme.soft, size: 11});
+      end = start - 6;
+    }
   }
 
   function drawLine(p, {y, top, bottom}, line, theme, strength) {
@@ -149,7 +166,7 @@ export function timelineFigure(model, told) {
 
   function hover(px, py) {
     if (!x || !boxes.length) return null;
-    const event = marks.filter(({at}) => Math.abs(at - px) < 6 && py < TOP + 6);
+    const event = marks.filter(({at}) => Math.abs(at - px) < 6 && py < TOP + 4);
     if (event.length) return {lines: event.flatMap(({event: e}) => eventLines(e))};
     const box = boxes.find(({top, bottom}) => py >= top - 14 && py <= bottom + 14);
     const found = box && nearestPoint(box, px, py);
@@ -193,7 +210,7 @@ export function timelineFigure(model, told) {
   function zoom(factor, about = null) {
     if (!x) return;
     const [low, high] = whole();
-    const [left, right] = [LEFT, drawn.node.clientWidth - RIGHT];
+    const [left, right] = [LEFT, edge];
     const centre = about ?? (left + right) / 2;
     const ends = [left, right].map((edge) => x.invert(centre + (edge - centre) * factor));
     view = ends[0] <= low && ends[1] >= high ? null : [Math.max(ends[0], low), Math.min(ends[1], high)];
@@ -204,7 +221,7 @@ export function timelineFigure(model, told) {
   function pan(pixels) {
     if (!view || !x) return;
     const [low, high] = whole();
-    const [left, right] = [LEFT, drawn.node.clientWidth - RIGHT];
+    const [left, right] = [LEFT, edge];
     const ends = [x.invert(left - pixels), x.invert(right - pixels)];
     if (ends[0] < low || ends[1] > high) return;
     view = ends;
