@@ -227,6 +227,8 @@ def test_several_quantities_and_wrong_ones() -> None:
         slt.StageMonitor(["a/b", "a/b"])
     with pytest.raises((MisconfigurationException, RuntimeError), match=r"stages|StageMonitor"):
         fit(slt.StageMonitor(QUANTITY), slt.StageMonitor(QUANTITY), steps=2)
+    with pytest.raises(TypeError, match="StageMonitor takes no band_width=; did you mean bandwidth="):
+        slt.StageMonitor(QUANTITY, band_width=0.2)  # type: ignore[call-arg]
 
 
 class Notes(pl.Callback):

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_slt.analysis.announcing import Alarm, Alert, Announcement, Follower
 from lightning_slt.analysis.stages import Boundary, Detector, Stage, stages
-from lightning_slt.callbacks.checks import check_name
+from lightning_slt.callbacks.checks import check_name, explained
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.pacing import Pace
 from lightning_slt.callbacks.quantities import check_quantity, owner, row_of
@@ -120,6 +120,7 @@ class StageMonitor(Callback):
     'stages'
     """
 
+    @explained
     def __init__(
         self,
         quantity: str | Sequence[str] = "slt/full/llc",
