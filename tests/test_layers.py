@@ -28,6 +28,7 @@ LAYERS = [
     {"finding"},
     {"reading"},
     {"callbacks"},
+    {"tab"},
     {"cli"},
 ]
 LIGHTNING = {"callbacks", "reporting", "cli"}

@@ -1,0 +1,320 @@
+"""Runs below a log folder, and their records read line by line as they grow.
+
+A reading is kept as the few numbers that a timeline draws; whatever else its line holds is read again when it is asked
+for. Every line is parsed once, however often it is asked for; a file that was replaced is read anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_slt import samplers
+from lightning_slt.events import ENDING
+from lightning_slt.health import SMALL_IS_BAD, Thresholds
+from lightning_slt.records import FOLDER, FORMAT
+from lightning_slt.reporting.advice import DIVERGES
+from lightning_slt.reporting.scalars import LEVEL
+from lightning_slt.types import student_t_quantile
+
+USUAL = Thresholds()
+
+DIGITS = 6
+"""Significant digits of numbers on a timeline; a reading by itself has all of them."""
+
+
+class Point(NamedTuple):
+    """One number of one estimate at one reading; None stands for what does not exist."""
+
+    value: float | None
+    stderr: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    ok: bool = True
+    reason: str | None = None
+    chains: tuple[float | None, ...] = ()
+
+
+SeriesKey = tuple[str, str, str]
+"""Component, key of the estimate, and which of its numbers: ``mean``, or the name of a scalar."""
+
+
+class Row(NamedTuple):
+    """One reading as a timeline needs it, and where its line stands in the file."""
+
+    index: int
+    step: int
+    time: float | None
+    overhead: float | None
+    failure: str | None
+    revises: int | None
+    loss: float | None
+    points: Mapping[SeriesKey, Point]
+    start: int
+    length: int
+
+
+def runs_below(folders: Mapping[str, str]) -> dict[str, Path]:
+    """Folders of runs that keep records, by the name that TensorBoard gives them.
+
+    Args:
+        folders: Log folders, each with the name that its runs begin with, which may be empty.
+
+    Returns:
+        ``{run: folder}``; ``.`` is a log folder itself.
+    """
+    found = {}
+    for top, prefix in folders.items():
+        for folder, below, _ in os.walk(top):
+            if FOLDER in below:
+                below.remove(FOLDER)
+                place = os.path.join(prefix, os.path.relpath(folder, top)) if prefix else os.path.relpath(folder, top)
+                found[Path(place).as_posix()] = Path(folder)
+    return dict(sorted(found.items()))
+
+
+@dataclass
+class RecordFile:
+    """One monitor's file of one run.
+
+    Attributes:
+        path: The file.
+        rows: Its readings, those left out that a later one replaces or makes again.
+        messages: What is wrong with it, in words.
+    """
+
+    path: Path
+    rows: list[Row] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    _read: int = 0
+    _lines: int = 0
+    _identity: tuple[int, int] = (0, 0)
+    _all: list[Row] = field(default_factory=list)
+    _broken: list[str] = field(default_factory=list)
+
+    def refresh(self) -> None:
+        """Take in what was added since.
+
+        Raises:
+            OSError: If the file has gone, or cannot be read.
+        """
+        with self.path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if (status.st_dev, status.st_ino) != self._identity or status.st_size < self._read:
+                self._identity = status.st_dev, status.st_ino
+                self._read, self._lines, self._all, self._broken = 0, 0, [], []
+            file.seek(self._read)
+            rest = file.read()
+        whole, end, unfinished = rest.rpartition(b"\n")
+        for line in whole.split(b"\n") if end else ():
+            self._lines += 1
+            self._take(line)
+            self._read += len(line) + 1
+        self.messages = list(self._broken)
+        if unfinished:
+            self.messages.append(f"{self.path.name}: the last line is unfinished")
+        replaced = {row.revises for row in self._all}
+        self.rows = [row for row in self._all if row.index not in replaced]
+
+    def line(self, index: int) -> dict[str, Any]:
+        """All that a reading left.
+
+        Raises:
+            LookupError: If there is none of that index.
+            OSError: If the file has gone.
+            ValueError: If it was changed since.
+        """
+        row = next((row for row in self.rows if row.index == index), None)
+        if row is None:
+            raise LookupError(f"no reading {index} in {self.path.name}")
+        with self.path.open("rb") as file:
+            file.seek(row.start)
+            found: dict[str, Any] = json.loads(file.read(row.length))
+        if not isinstance(found, dict) or found.get("index") != index:
+            raise ValueError(f"{self.path.name} was changed since it was read; reload")
+        return found
+
+    def _take(self, line: bytes) -> None:
+        """A run that was resumed from an earlier step makes readings again: the later ones stand."""
+        if not line.strip():
+            return
+        try:
+            row = _row(json.loads(line), self._read, len(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._broken.append(f"{self.path.name}, line {self._lines}, is no reading and is left out ({error!r})")
+            return
+        while self._all and self._all[-1].index >= row.index:
+            self._all.pop()
+        self._all.append(row)
+
+
+class RunRecords:
+    """All records of one run.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing read yet."""
+        self.folder = folder / FOLDER
+        self.files: dict[str, RecordFile] = {}
+        self._counted: dict[Path, tuple[int, int]] = {}
+
+    def refresh(self) -> list[str]:
+        """Take in what was added, and say what is wrong."""
+        self.files = {name: self.files.get(name, RecordFile(path)) for name, path in self._paths().items()}
+        messages = []
+        for name, file in list(self.files.items()):
+            try:
+                file.refresh()
+            except OSError as error:
+                del self.files[name]
+                messages.append(f"{name}: {error.strerror or error}")
+                continue
+            messages += file.messages
+        return messages
+
+    def monitors(self) -> list[str]:
+        """Names of the monitors that have a file, one of a further run in the same folder as ``slt.1``."""
+        return list(self._paths())
+
+    def count(self) -> int:
+        """Lines of all records, read but not parsed: those of readings that were made again count, too."""
+        for path in self._paths().values():
+            size, lines = self._counted.get(path, (0, 0))
+            try:
+                with path.open("rb") as file:
+                    size, lines = (size, lines) if os.fstat(file.fileno()).st_size >= size else (0, 0)
+                    file.seek(size)
+                    while block := file.read(2**20):
+                        size, lines = size + len(block), lines + block.count(b"\n")
+            except OSError:
+                size, lines = 0, 0  # gone since it was listed
+            self._counted[path] = (size, lines)
+        return sum(lines for _, lines in self._counted.values())
+
+    def stamp(self) -> int:
+        """A number that changes when anything was added: below 2⁵³, so that JavaScript can hold it."""
+        parts = []
+        for path in sorted(_below(self.folder, ".jsonl") + _below(self.folder, ENDING)):
+            try:
+                status = path.stat()
+            except OSError:
+                continue  # gone since it was listed
+            parts.append((str(path), status.st_size, status.st_mtime_ns))
+        return hash(tuple(parts)) % 2**53
+
+    def _paths(self) -> dict[str, Path]:
+        files = _below(self.folder, ".jsonl")
+        return {path.relative_to(self.folder).with_suffix("").as_posix(): path for path in sorted(files)}
+
+
+def _below(folder: Path, ending: str) -> list[Path]:
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names if name.endswith(ending)]
+
+
+def number(value: Any, *, digits: int | None = None) -> float | None:
+    """A number of a record as JSON can hold it: None where it does not exist or is infinite.
+
+    >>> number(1.23456789, digits=6), number(None), number("inf"), number(2)
+    (1.23457, None, None, 2.0)
+    """
+    if value is None or value in ("inf", "-inf"):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expected a number, got {value!r}")
+    if not math.isfinite(value):
+        return None
+    return float(value) if digits is None else float(f"{value:.{digits}g}")
+
+
+def _row(record: Mapping[str, Any], start: int, length: int) -> Row:
+    if record["format"] != FORMAT:
+        raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+    failure, revises = record["failure"], record.get("revises")
+    exact = bool(getattr(getattr(samplers, str(record["settings"].get("sampler")), None), "full_batch", False))
+    points: dict[SeriesKey, Point] = {}
+    losses = []
+    for component, by_key in record["estimates"].items():
+        for key, estimate in by_key.items():
+            losses.append(_short(estimate["health"]["values"].get("anchor_loss")))
+            points.update(((component, key, name), point) for name, point in _points(estimate, exact=exact))
+    return Row(
+        index=_whole(record["index"]),
+        step=_whole(record["step"]),
+        time=number(record["time"]),
+        overhead=_short(record["overhead"]),
+        failure=None if failure is None else str(failure),
+        revises=None if revises is None else _whole(revises),
+        loss=next((loss for loss in losses if loss is not None), None),
+        points=points,
+        start=start,
+        length=length,
+    )
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected a whole number, got {value!r}")
+    return value
+
+
+def _short(value: Any) -> float | None:
+    return number(value, digits=DIGITS)
+
+
+def _points(estimate: Mapping[str, Any], *, exact: bool) -> Iterator[tuple[str, Point]]:
+    """The numbers of one estimate. One that is worthless is missing, as in the scalars that were logged."""
+    health = estimate["health"]
+    ok, stability = bool(health["ok"]), number(health["values"].get("step_size"))
+    diverges = not exact and "step_size" in health["failed"] and stability is not None and stability >= DIVERGES
+    reason = None if ok else reasons(health)
+    if "kind" in estimate:
+        for name, value in estimate["numbers"].items():
+            yield str(name), Point(None if diverges else _short(value), ok=ok, reason=reason)
+        return
+    chains = tuple(_short(value) for value in estimate["per_chain"])
+    mean, stderr = number(estimate["mean"]), number(estimate["stderr"])
+    if diverges or mean is None:
+        words = "the step diverges, and the value is none" if diverges else "no chain finished"
+        yield "mean", Point(None, ok=False, reason=f"{words}: {reason}" if reason else words)
+        return
+    degrees = sum(value is not None for value in chains) - 1
+    half = None if stderr is None or degrees < 1 else _quantile(degrees) * stderr
+    lower, upper = (None, None) if half is None else (_short(mean - half), _short(mean + half))
+    yield "mean", Point(_short(mean), _short(stderr), lower, upper, ok, reason, chains)
+
+
+@lru_cache
+def _quantile(degrees: int) -> float:
+    return student_t_quantile(0.5 + LEVEL / 2, degrees=degrees)
+
+
+def reasons(health: Mapping[str, Any]) -> str:
+    """Which checks failed and by how much, in one line, with the limit where the usual one explains it.
+
+    A user may have set another one, which the records do not hold.
+
+    Args:
+        health: As a record has it.
+
+    >>> reasons({"failed": ["rhat", "finite"], "values": {"rhat": 1.4, "finite": 2}, "dead_chains": {"1": 30}})
+    'rhat = 1.4 (limit 1.3), finite = 2 (limit 0), dead chains: 1 at step 30'
+    """
+    words = []
+    for check in map(str, health["failed"]):
+        value, limit = number(health["values"].get(check)), getattr(USUAL, check, (None, None))[1]
+        sign = -1 if check in SMALL_IS_BAD else 1
+        explains = value is not None and limit is not None and sign * value > sign * limit
+        shown = "nothing" if value is None else f"{value:.3g}"
+        words.append(f"{check} = {shown} (limit {limit:g})" if explains else f"{check} = {shown}")
+    if dead := health["dead_chains"]:
+        words.append("dead chains: " + ", ".join(f"{chain} at step {step}" for chain, step in dead.items()))
+    return ", ".join(words)

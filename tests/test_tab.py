@@ -1,0 +1,411 @@
+"""The tab's routes, also through TensorBoard's own WSGI application, and what becomes of broken and hostile files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
+from werkzeug.test import Client
+
+import lightning_slt as slt
+from lightning_slt.analysis.kernels import normalized
+from lightning_slt.events import RunEvent, write_event
+from lightning_slt.records import RecordWriter
+from lightning_slt.results import StoredResult
+from lightning_slt.tab.plugin import Tab
+from lightning_slt.types import Estimate, Health
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+OK, BAD = Health(ok=True, values={"anchor_loss": 0.25}), Health(ok=False, failed=("rhat",), values={"rhat": 1.5})
+READING = slt.Reading(
+    name="slt", index=0, step=0, global_step=0, epoch=0, time=1.0, duration=0.5, overhead=0.1,
+    settings={"sampler": "SGLD", "nbeta": 30.0},
+)  # fmt: skip
+
+
+def llc(*chains: float, health: Health = OK, traces: dict[str, torch.Tensor] | None = None) -> Estimate:
+    values = torch.tensor(chains, dtype=torch.float64)
+    live = values[values.isfinite()]
+    stderr = float(live.std()) / math.sqrt(len(live)) if len(live) > 1 else math.nan
+    return Estimate(mean=float(live.mean()), stderr=stderr, per_chain=values, health=health, traces=traces or {})
+
+
+def result(kind: str, tensors: dict[str, torch.Tensor], **changes: Any) -> StoredResult:
+    return StoredResult(health=Health(ok=True), kind=kind, tensors=tensors, **changes)
+
+
+def kernel(samples: int = 12) -> StoredResult:
+    factor = torch.randn(4, samples, generator=torch.Generator().manual_seed(0)).half()
+    tensors = {"factor": factor, "indices": torch.arange(samples).int() * 2, "labels": torch.arange(samples) % 3}
+    return result("KernelEstimate", tensors, numbers={"n_eff": 17.5}, dims={"factor": ("feature", "sample")})
+
+
+def write(run: Path, *readings: slt.Reading, name: str = "slt") -> RecordWriter:
+    writer = RecordWriter(run, name)
+    for reading in readings:
+        writer.write(reading)
+    return writer
+
+
+def at(index: int, results: dict[str, Any], **changes: Any) -> slt.Reading:
+    changes = {"step": 10 * index, "global_step": 10 * index, **changes}
+    return replace(READING, index=index, estimates={"full": results}, **changes)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def client(runs: Path) -> Client:
+    """The tab alone, without TensorBoard's part."""
+    return Client(Tab({str(runs): ""}))
+
+
+def asked(client: Client, route: str, **params: Any) -> Any:
+    response = client.get(f"/data/{route}", query_string=params)
+    assert response.status_code == 200, response.text
+    return json.loads(response.text, parse_constant=pytest.fail)
+
+
+BOARD = """
+import json, sys, time
+from tensorboard import default, program
+from tensorboard.backend import application
+from werkzeug.test import Client
+
+ours = "/data/plugin/slt/"
+for fast in ("false", "true"):
+    board = program.TensorBoard(plugins=default.get_plugins())
+    board.configure(argv=["", "--logdir", sys.argv[1], "--load_fast", fast, "--reload_interval", "0"])
+    provider, multiplexer = board._make_data_provider()
+    client = Client(application.TensorBoardWSGIApp(board.flags, board.plugin_loaders, provider, None, multiplexer))
+    listed, torch = client.get("/data/plugins_listing").json["slt"], "torch" in sys.modules
+    for _ in range(100):  # event files are read in a thread or a process of their own
+        timeline = client.get(ours + "data/timeline", query_string={"run": sys.argv[2]})
+        if timeline.json["scalars"]:
+            break
+        time.sleep(0.1)
+    print(json.dumps({
+        "provider": type(provider).__name__, "active": listed["enabled"], "tab": listed["tab_name"], "torch": torch,
+        "timeline": timeline.json, "runs": client.get(ours + "data/runs").json, "headers": dict(timeline.headers),
+        "static": client.get(listed["loading_mechanism"]["module_path"]).content_type,
+    }))
+"""
+"""TensorBoard as `tensorboard --logdir` starts it, but for the socket; in a process, which takes its reader with it."""
+
+
+def test_through_tensorboard(runs: Path, tmp_path: Path) -> None:
+    """Hostile names of runs, monitors and components pass through as text; the loss comes from the event files."""
+    run = runs / HOSTILE.replace("/", "")
+    write(run, at(0, {HOSTILE: llc(1.0, 2.0)}), name="<b>")
+    with SummaryWriter(run) as writer:
+        for step in range(3):
+            writer.add_scalar(f"train/loss {HOSTILE}", 3.0 - step, step)
+            writer.add_scalar("<b>/full/loss", 9.0, step)
+            writer.add_scalar("accuracy", 1.0, step)
+    command = [sys.executable, "-c", BOARD, str(runs), run.name]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert told.returncode == 0, told.stderr
+    python, rust = map(json.loads, told.stdout.splitlines())
+    assert (python["provider"], rust["provider"]) == ("MultiplexerDataProvider", "GrpcDataProvider")
+    assert not python["torch"], "TensorBoard's start brings torch with it"
+    for found in (python, rust):
+        assert (found["active"], found["tab"]) == (True, "SLT")
+        (listed,) = found["runs"]
+        assert (listed["run"], listed["monitors"], listed["readings"], listed["message"]) == (
+            run.name,
+            ["<b>"],
+            1,
+            None,
+        )
+        assert found["timeline"]["scalars"] == [
+            {"tag": f"train/loss {HOSTILE}", "steps": [0, 1, 2], "values": [3.0, 2.0, 1.0]}
+        ]
+        assert found["timeline"]["monitors"][0]["series"][0]["key"] == HOSTILE
+        assert found["headers"]["Content-Type"] == "application/json"
+        assert found["headers"]["X-Content-Type-Options"] == "nosniff"
+        assert found["static"].startswith("text/javascript")
+
+
+def monitor(client: Client, name: str = "slt") -> Any:
+    return next(m for m in asked(client, "timeline", run=".")["monitors"] if m["name"] == name)
+
+
+def test_timeline(runs: Path, client: Client) -> None:
+    """Numbers are those that were logged: NaN for what is worthless, the interval of the estimate, all in columns."""
+    diverged = Health(ok=False, failed=("step_size",), values={"step_size": 4.5})
+    estimates = [llc(1.0, 2.0, 4.0), llc(1.0, 2.0, health=BAD), llc(5.0, 6.0, health=diverged), llc(math.nan, math.nan)]
+    write(runs, *(at(index, {"llc": estimate, "loss_kernel": kernel()}) for index, estimate in enumerate(estimates)))
+    failed = replace(READING, index=4, step=40, failure=f"ValueError: {HOSTILE}")
+    write(runs, failed, name="other")
+    found = monitor(client)
+    series = next(s for s in found["series"] if s["key"] == "llc")
+    lower, upper = estimates[0].interval(0.9)
+    assert found["steps"] == [0, 10, 20, 30]
+    assert series["value"] == [pytest.approx(7 / 3, rel=1e-5), 1.5, None, None]
+    assert series["lower"][0] == pytest.approx(lower, rel=1e-5)
+    assert series["upper"][0] == pytest.approx(upper, rel=1e-5)
+    assert series["ok"] == [1, 0, 0, 0]
+    assert series["reasons"] == {
+        "1": "rhat = 1.5 (limit 1.3)",
+        "2": "the step diverges, and the value is none: step_size = 4.5 (limit 1.5)",
+        "3": "no chain finished",
+    }
+    assert series["chains"] == [[1.0, 1.0, None, None], [2.0, 2.0, None, None], [4.0, None, None, None]]
+    assert found["loss"] == [0.25, None, None, 0.25]
+    numbers = next(s for s in found["series"] if s["key"] == "loss_kernel")
+    assert (numbers["field"], numbers["value"]) == ("n_eff", [17.5] * 4)
+    assert monitor(client, "other")["failure"] == [f"ValueError: {HOSTILE}"]
+
+
+def test_timeline_equals_what_the_records_load(runs: Path, client: Client) -> None:
+    """Of a run that was resumed from an earlier step, and of readings made again, the same ones stand."""
+    writer = write(runs, *(at(index, {"llc": llc(index, index + 1.0)}) for index in range(5)))
+    again = [at(3, {"llc": llc(7.0, 8.0)}), at(4, {"llc": llc(9.0, 9.5)}, revises=1, step=10, global_step=10)]
+    for reading in again:
+        writer.write(reading)
+    write(runs, at(0, {"llc": llc(0.0, 1.0)}))
+    loaded = slt.load_records(runs / "slt_records" / "slt.jsonl")
+    found = monitor(client)
+    by_step = sorted((r.step, r.index, r.estimates["full"]["llc"].mean) for r in loaded)
+    assert list(zip(found["steps"], found["index"], found["series"][0]["value"], strict=True)) == by_step
+    assert monitor(client, "slt.1")["steps"] == [0]
+
+
+def test_only_what_is_new_is_read(runs: Path, client: Client) -> None:
+    writer = write(runs, at(0, {"llc": llc(1.0, 2.0)}))
+    (before,) = asked(client, "runs")
+    assert monitor(client)["steps"] == [0]
+    assert asked(client, "runs") == [before]
+    writer.write(at(1, {"llc": llc(2.0, 3.0)}))
+    (after,) = asked(client, "runs")
+    assert (after["readings"], monitor(client)["steps"]) == (2, [0, 10])
+    write_event(runs, RunEvent(source="s", kind="alert", step=3.0, known_at=9, quantity="q", text=HOSTILE))
+    (last,) = asked(client, "runs")
+    assert len({run["stamp"] for run in (before, after, last)}) == 3
+    assert asked(client, "timeline", run=".")["events"] == [
+        {"source": "s", "kind": "alert", "step": 3.0, "known_at": 9, "quantity": "q", "text": HOSTILE}
+    ]
+
+
+def test_stages_are_those_of_the_detector(runs: Path, client: Client) -> None:
+    """A curve that rises, rests, and rises again has a boundary in the rest."""
+    steps = [round(10 ** (0.1 * k)) for k in range(6, 46)]
+    values = [min(math.log(step), 4.0) + max(0.0, math.log(step) - 7.0) for step in steps]
+    write(
+        runs,
+        *(
+            at(k, {"llc": llc(v - 0.01, v + 0.01)}, step=s, global_step=s)
+            for k, (s, v) in enumerate(zip(steps, values, strict=True))
+        ),
+    )
+    first, second = asked(client, "timeline", run=".")["stages"]
+    assert (first["quantity"], first["name"], first["type"]) == ("slt/full/llc", "A1", "A")
+    assert (first["start"], first["end"], second["name"]) == (float(steps[0]), second["start"], "A2")
+    assert math.exp(4.0) < first["end"] < math.exp(7.0)
+
+
+PLAIN = (
+    b'{"format": 1, "index": %s, "step": 0, "time": 0, "overhead": 0, "failure": null, "settings": {}, "estimates": %s}'
+)
+NO_NUMBER = (
+    b'{"mean": "<b>", "stderr": 1, "per_chain": [], '
+    b'"health": {"ok": true, "failed": [], "warnings": [], "values": {}, "dead_chains": {}}}'
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format": 9}',
+        PLAIN % (b'"0"', b"{}"), PLAIN % (b"0", b"[]"), PLAIN % (b"0", b'{"full": {"llc": %s}}' % NO_NUMBER),
+    ],
+    ids=["cut", "a list", "nothing", "no text", "deep", "format", "index", "estimates", "a word for a number"],
+)  # fmt: skip
+def test_broken_lines(runs: Path, client: Client, line: bytes) -> None:
+    writer = write(runs, at(0, {"llc": llc(1.0, 2.0)}))
+    writer.path.write_bytes(writer.path.read_bytes() + line + b"\n")
+    writer.write(at(1, {"llc": llc(1.0, 2.0)}))
+    found = asked(client, "timeline", run=".")
+    assert found["monitors"][0]["steps"] == [0, 10]
+    (message,) = found["messages"]
+    assert message.startswith("slt.jsonl, line 2, is no reading and is left out")
+
+
+def test_unfinished_line_and_replaced_file(runs: Path, client: Client) -> None:
+    writer = write(runs, *(at(index, {"llc": llc(1.0, 2.0)}) for index in range(3)))
+    whole = writer.path.read_bytes()
+    writer.path.write_bytes(whole[:-5])
+    found = asked(client, "timeline", run=".")
+    assert found["monitors"][0]["steps"] == [0, 10]
+    assert found["messages"] == ["slt.jsonl: the last line is unfinished"]
+    with writer.path.open("ab") as file:
+        file.write(whole[-5:])
+    assert monitor(client)["steps"] == [0, 10, 20]
+    writer.path.unlink()
+    write(runs, at(0, {"llc": llc(1.0, 2.0)}, step=77))
+    assert monitor(client)["steps"] == [77]
+    writer.path.unlink()
+    assert asked(client, "timeline", run=".")["monitors"] == []
+    assert client.get("/data/reading", query_string={"run": ".", "monitor": "slt", "index": 0}).status_code == 404
+
+
+@pytest.mark.parametrize("step", ['"inf"', "NaN", "Infinity", "null", "1e999", "{}"])
+def test_broken_events(runs: Path, client: Client, step: str) -> None:
+    write(runs, at(0, {"llc": llc(1.0, 2.0)}))
+    row = f'{{"source": "s", "kind": "k", "step": {step}, "known_at": 1, "quantity": "q", "text": "t"}}\n'
+    (runs / "slt_records" / "s.events").write_text(row)
+    found = asked(client, "timeline", run=".")
+    assert found["monitors"][0]["steps"] == [0]
+    assert found["events"] == []
+    assert len(found["messages"]) == 1
+
+
+def test_reading_and_arrays(runs: Path, client: Client) -> None:
+    traces = torch.randn(2, 5, dtype=torch.float64)
+    write(runs, at(0, {"llc": llc(1.0, math.nan, traces={"loss": traces}), "loss_kernel": kernel()}))
+    where = {"run": ".", "monitor": "slt", "index": 0}
+    found = asked(client, "reading", **where)
+    first, second = found["estimates"]
+    assert (found["step"], found["settings"]["nbeta"], first["mean"], first["stderr"]) == (0, 30.0, 1.0, None)
+    assert first["per_chain"] == [1.0, None]
+    assert first["arrays"] == {"loss": {"shape": [2, 5], "axes": ["chain", "draw"]}}
+    assert second["arrays"]["factor"] == {"shape": [4, 12], "axes": ["feature", "sample"]}
+    response = client.get("/data/array", query_string={**where, "component": "full", "key": "llc", "name": "loss"})
+    values = np.frombuffer(response.data, dtype="<f4").reshape(json.loads(response.headers["X-Shape"]))
+    assert response.content_type == "application/octet-stream"
+    assert np.array_equal(values, traces.float().numpy())
+
+
+def test_kernel(runs: Path, client: Client) -> None:
+    """The factor has the correlations; the embedding their distances; the order puts labels together."""
+    stored = kernel()
+    write(runs, at(0, {"loss_kernel": stored}))
+    found = asked(client, "kernel", run=".", monitor="slt", index=0, component="full", key="loss_kernel")
+    shape, text = found["factor"]["shape"], found["factor"]["base64"]
+    unit = np.frombuffer(base64.b64decode(text), dtype="<f2").reshape(shape)
+    assert np.array_equal(unit, normalized(stored.factor.double()).half().numpy())
+    assert sorted(found["order"]) == list(range(12))
+    assert [found["labels"][i] for i in found["order"]] == sorted(found["labels"])
+    assert (found["shown"], found["of"], found["indices"][3], len(found["clusters"])) == (12, 12, 6, 12)
+    centred = unit.astype(float) - unit.astype(float).mean(1, keepdims=True)
+    values = np.linalg.svd(centred)[1]
+    lengths = np.linalg.norm(np.array(found["embedding"]), axis=0)
+    assert lengths == pytest.approx(values[:2], rel=1e-2)  # half precision
+
+
+def test_responses_and_influence(runs: Path, client: Client) -> None:
+    rows = torch.tensor([[0, 4, -1], [0, 5, -1], [0, 6, 2]])
+    matrix = torch.tensor([[1.0, 2.0], [2.0, 0.0], [4.0, 1.0]], dtype=torch.float64)
+    words = {"components": ("a", HOSTILE), "probes": ("text",)}
+    chi = result("Responses", {"matrix": matrix, "stderr": 0.1 * matrix.abs(), "rows": rows}, words=words)
+    influence = {
+        "influence": torch.tensor([[-1.0, 5.0], [2.0, 0.0], [-3.0, -1.0]]), "stderr": torch.full((3, 2), 0.5),
+        "train_indices": torch.tensor([7, 8, 9]), "query_indices": torch.tensor([1, 2]),
+        "train_labels": torch.tensor([0, 1, 0]),
+    }  # fmt: skip
+    write(runs, at(0, {"susceptibility": chi, "influence": result("Influence", influence)}))
+    where = {"run": ".", "monitor": "slt", "index": 0, "component": "full"}
+    found = asked(client, "responses", **where, key="susceptibility")
+    assert found["components"] == ["a", HOSTILE]
+    assert sorted(found["rows"]) == ["text 4", "text 5", "text 6, token 2"]
+    assert [row[0] for row in found["scores"]] == sorted(row[0] for row in found["scores"])
+    back = np.array(found["scores"]) @ np.array(found["loadings"]).T
+    assert back == pytest.approx(np.array(found["matrix"]), abs=2e-3)  # one mode of two centred columns; four digits
+    assert found["shares"] == [1.0]
+    found = asked(client, "influence", **where, key="influence", query=0)
+    assert found["helpful"] == [[9, -3.0, 0.5, 0], [7, -1.0, 0.5, 0]]
+    assert (found["harmful"], found["queries"]) == ([[8, 2.0, 0.5, 1]], [[1, None], [2, None]])
+    assert asked(client, "influence", **where, key="influence", query=1)["harmful"] == [[7, 5.0, 0.5, 0]]
+
+
+def position(*row: float, made: str = "outputs") -> StoredResult:
+    tensors = {"row": torch.tensor(row), "references": torch.tensor([[1.0, 1.0]])}
+    words = {"made_of": (made,), "reference_names": ("target",)}
+    return result("Position", tensors, words=words, numbers={"norm": 1.0})
+
+
+def test_trajectory(runs: Path, client: Client) -> None:
+    """Coordinates are root mean squares over the columns, in principal axes; rows of another probe are left out."""
+    rows = [(0.0, 0.0), (3.0, 4.0), (6.0, 8.0)]
+    write(
+        runs,
+        at(0, {"trajectory": position(9.0, 9.0, made="losses")}),
+        *(at(index + 1, {"trajectory": position(*row)}) for index, row in enumerate(rows)),
+    )
+    found = asked(client, "trajectory", run=".")
+    assert (found["steps"], found["skipped"], found["shares"]) == ([10, 20, 30], 1, [1.0])
+    assert found["points"] == [[-3.536], [0.0], [3.536]]
+    assert list(found["references"]) == ["target"]
+
+
+def test_arrays_that_are_truncated_missing_or_elsewhere(runs: Path, client: Client, tmp_path: Path) -> None:
+    writer = write(runs, at(0, {"loss_kernel": kernel()}), at(1, {"loss_kernel": kernel()}))
+    folder = writer.path.parent
+    first = folder / "slt" / "traces-000000.safetensors"
+    where = {"run": ".", "monitor": "slt", "component": "full", "key": "loss_kernel"}
+    assert asked(client, "kernel", **where, index=0)["shown"] == 12
+    first.write_bytes(first.read_bytes()[:50])
+    (folder / "slt" / "traces-000001.safetensors").unlink()
+    save_file({"full/loss_kernel/factor": torch.ones(1, 9)}, tmp_path / "secret.safetensors")
+    line = json.loads(writer.path.read_text().splitlines()[0])
+    outside = {**line, "index": 2, "traces": "../../secret.safetensors"}
+    with writer.path.open("a") as file:
+        file.write(json.dumps(outside) + "\n")
+    for index, words in enumerate(["cannot be read", "cannot be read", "outside the records"]):
+        response = client.get("/data/kernel", query_string={**where, "index": index})
+        assert response.status_code == 404
+        assert words in response.json["error"]
+        found = asked(client, "reading", run=".", monitor="slt", index=index)
+        assert words in found["messages"][0]
+        assert found["estimates"][0]["arrays"] == {}
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("data/timeline", 400), ("data/timeline?run=nix", 404), ("data/timeline?run=../..", 404),
+        ("data/nix?run=.", 404),
+        ("data/reading?run=.&monitor=slt&index=-1", 400), ("data/reading?run=.&monitor=slt&index=1e3", 400),
+        ("data/reading?run=.&monitor=slt&index=5", 404), ("data/reading?run=.&monitor=../../slt&index=0", 404),
+        ("data/kernel?run=.&monitor=slt&index=0&component=full&key=llc", 404), ("data/trajectory?run=.", 404),
+        ("data/responses?run=.&monitor=slt&index=0&component=full&key=llc", 404),
+        ("data/influence?run=.&monitor=slt&index=0&component=%3Cb%3E&key=llc", 404),
+        ("data/array?run=.&monitor=slt&index=0&component=full&key=llc", 400),
+        ("static/../plugin.py", 404), ("static/%2e%2e/plugin.py", 404), ("static//etc/passwd", 404), ("static/", 404),
+    ],
+)  # fmt: skip
+def test_requests_that_cannot_be_answered(runs: Path, client: Client, address: str, status: int) -> None:
+    write(runs, at(0, {"llc": llc(1.0, 2.0)}))
+    response = client.get(f"/{address}")
+    assert (response.status_code, response.content_type) == (status, "application/json")
+    assert list(response.json) == ["error"]
+
+
+def test_folders_that_are_not_here_or_empty(tmp_path: Path) -> None:
+    for folder in ("gs://bucket/runs", str(tmp_path / "nix")):
+        response = Client(Tab({folder: ""})).get("/data/runs")
+        assert response.status_code == 404
+        assert folder in response.json["error"]
+        assert "no folder of this machine" in response.json["error"]
+    assert asked(Client(Tab({str(tmp_path): ""})), "runs") == []
+
+
+def test_runs_of_several_folders(tmp_path: Path) -> None:
+    write(tmp_path / "a", at(0, {"llc": llc(1.0, 2.0)}))
+    write(tmp_path / "b" / "deep", at(0, {"llc": llc(1.0, 2.0)}))
+    client = Client(Tab({str(tmp_path / "a"): "first", str(tmp_path / "b"): ""}))
+    assert [run["run"] for run in asked(client, "runs")] == ["deep", "first"]
