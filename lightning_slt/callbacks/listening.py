@@ -52,14 +52,15 @@ def pace(trainer: pl.Trainer, name: str, *, step: int, due: bool) -> bool:
 def tell(trainer: pl.Trainer, reading: Reading, *, raising: bool) -> None:
     """Let every callback of the Trainer that listens hear of a reading; an error of theirs leaves training alone.
 
+    The monitor that made it hears first: what it derives from it (a speed, say) others may ask for.
+
     Args:
         trainer: With the callbacks.
         reading: What was read.
         raising: Whether their errors raise all the same.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if not isinstance(callback, Listener):
-            continue
+    listeners = [c for c in trainer.callbacks if isinstance(c, Listener)]  # type: ignore[attr-defined]
+    for callback in sorted(listeners, key=lambda c: getattr(c, "name", None) != reading.name):
         try:
             callback.hear(trainer, reading)
         except Exception as error:  # whatever a listener does wrong, training must go on

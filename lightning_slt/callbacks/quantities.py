@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -46,12 +47,13 @@ def check_quantity(quantity: str, monitors: Iterable[str], tags: Iterable[str]) 
     )
 
 
-def row_of(reading: Reading, quantity: str) -> Row:
+def row_of(reading: Reading, quantity: str, derived: Mapping[str, Any] | None = None) -> Row:
     """One number of a reading; NaN where the reading failed or its number is none.
 
     Args:
         reading: Of the monitor that the quantity belongs to.
         quantity: As in :func:`check_quantity`.
+        derived: What the monitor has derived from its readings so far, by tag: the Trainer's ``callback_metrics``.
     """
     place, estimate = _estimate(reading, quantity)
     rejects = getattr(getattr(samplers, str(reading.settings.get("sampler")), None), "full_batch", False)
@@ -60,9 +62,9 @@ def row_of(reading: Reading, quantity: str) -> Row:
     if isinstance(estimate, Estimate) and quantity in (place, f"{place}/mean"):
         value, stderr, chains = estimate.mean, estimate.stderr, tuple(estimate.per_chain.tolist())
     elif reading.estimates:
-        numbers = scalars(reading.name, reading.estimates, worthless=bad)
-        value = numbers.get(quantity, math.nan)
-        stderr = numbers.get(f"{quantity}_stderr", math.nan)
+        numbers = {**(derived or {}), **scalars(reading.name, reading.estimates, worthless=bad)}
+        value = float(numbers.get(quantity, math.nan))
+        stderr = float(numbers.get(f"{quantity}_stderr", math.nan))
     if place.removeprefix(f"{reading.name}/") in bad:
         value = math.nan
     ok = estimate is not None and estimate.health.ok

@@ -257,7 +257,7 @@ class StageMonitor(Callback):
     def _take(self, trainer: pl.Trainer, quantity: str, reading: Reading) -> None:
         follower = self._followers[quantity]
         before = len(follower.announced)
-        announced, alerts = follower.take(row_of(reading, quantity))
+        announced, alerts = follower.take(row_of(reading, quantity, trainer.callback_metrics))
         values = event_scalars(f"{self.name}/{quantity}", announced, alerts, len(follower.announced))
         self._log(trainer, values, reading.step)
         for number, news in enumerate(announced, before + 1):
