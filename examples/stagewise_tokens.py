@@ -6,8 +6,8 @@ follows the influence of each kind on each, token by token, and says when it tur
 
     python examples/stagewise_tokens.py              # about two minutes on two cores
 
-It prints the events beside the losses, says whether influence among repeats peaks while their loss falls, and writes
-picture, numbers and TensorBoard logs to `runs/stagewise_tokens`.
+It prints the events beside the losses, says whether repeats, and they alone, come to help repeats once induction is
+learned, and writes picture, numbers and TensorBoard logs to `runs/stagewise_tokens`.
 """
 
 from __future__ import annotations
@@ -105,20 +105,37 @@ def run(args: argparse.Namespace) -> tuple[InfluenceCurves, list[str], Losses]:
 
 
 def judge(curves: InfluenceCurves, losses: Losses) -> tuple[dict[str, bool], dict[str, Any]]:
-    """Whether influence among repeats peaks while their loss falls, and first showings stay apart."""
+    """Whether repeats come to help repeats once induction is learned, and they alone."""
     steps = curves.steps.tolist()
-    repeats = [losses.seen[step][2] for step in steps]
-    span = repeats[0] - min(repeats)
-    falling = [step for step, loss in zip(steps, repeats, strict=True) if 0.1 < (repeats[0] - loss) / span < 0.9]
-    among = curves.values[:, 8]
-    top = steps[int(among.abs().argmax())]
-    z = float((among / curves.stderr[:, 8]).abs()[int(among.abs().argmax())])
-    checks = {
-        "influence among repeats is largest while their loss falls": bool(falling) and falling[0] <= top <= falling[-1],
-        "and stands out of its error by three": z > 3,
+    repeats = torch.tensor([losses.seen[step][2] for step in steps])
+    learned = repeats < (repeats[0] + repeats.min()) / 2
+    z = {
+        "after against before": _apart(curves, 8, learned, 8, ~learned),
+        "against bigrams": _apart(curves, 8, learned, 2, learned),
+        "against first showings": _apart(curves, 8, learned, 5, learned),
     }
-    numbers = {"loss of repeats falls over": [falling[0], falling[-1]] if falling else None, "largest at": top, "z": z}
+    checks = {
+        "repeats help repeats more once induction is learned": z["after against before"] < -3,
+        "and more than bigrams do": z["against bigrams"] < -3,
+        "and more than first showings do": z["against first showings"] < -3,
+    }
+    among = curves.values[:, 8]
+    numbers = {
+        "induction half learned by step": steps[int(learned.int().argmax())] if bool(learned.any()) else None,
+        "influence among repeats is largest at step": steps[int(among.abs().argmax())],
+        "standard errors": {name: round(value, 1) for name, value in z.items()},
+    }
     return checks, numbers
+
+
+def _apart(curves: InfluenceCurves, first: int, at: Tensor, second: int, when: Tensor) -> float:
+    """Difference of the means of two curves over some readings, in standard errors; NaN over none."""
+    (a, b), (s, t) = (
+        [part[mask, column] for column, mask in ((first, at), (second, when))]
+        for part in (curves.values, curves.stderr)
+    )
+    error = (s.square().sum() / len(s) ** 2 + t.square().sum() / len(t) ** 2).sqrt()
+    return float((a.mean() - b.mean()) / error)
 
 
 def draw(curves: InfluenceCurves, losses: Losses) -> Figure:

@@ -98,7 +98,7 @@ def test_half_learning_times_are_those_of_theory(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 def test_influence_between_kinds_of_tokens_runs_small(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = ("--num-steps", "20", "--readings", "3", "--num-draws", "4", "--num-probe", "4", "--num-sequences", "128")
-    assert "largest at" in run(monkeypatch, "stagewise_tokens.py", *sizes)
+    assert "standard errors" in run(monkeypatch, "stagewise_tokens.py", *sizes)
     assert Path("out/stagewise_tokens.png").stat().st_size > 10_000
 
 
