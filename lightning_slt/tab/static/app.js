@@ -26,7 +26,7 @@ export function mount(place, origin, {dark = null} = {}) {
   const loaded = new Map(); // run → timeline
   const state = {
     runs: [], chosen: [], focus: null, step: null, following: true, hidden: new Set(), other: [], highlight: null,
-    logSteps: true, logLoss: false, bands: true, chains: false, partBands: false, marks: true, reliableOnly: false,
+    logSteps: true, logLoss: false, bands: true, chains: true, partBands: false, marks: true, reliableOnly: false,
     dark: dark ?? system.matches,
     timelines: () => state.chosen.map((run) => loaded.get(run)).filter(Boolean),
   };
@@ -210,11 +210,14 @@ export function mount(place, origin, {dark = null} = {}) {
     if (!timeline || state.step === null) return;
     const {run, asked: stamp} = timeline;
     const step = state.step;
+    const messages = [];
     const answers = await Promise.all(timeline.monitors.filter(({steps}) => steps.length).map(async (monitor) => {
       const place = before(monitor.steps, step);
       const [at, index] = [monitor.steps[place], monitor.index[place]];
       try {
         const reading = await source.json("data/reading", {run, monitor: monitor.name, index}, stamp);
+        messages.push(...reading.messages ?? []);
+        if (reading.failure) messages.push(`the reading of ${monitor.name} at step ${at} failed: ${reading.failure}`);
         return reading.estimates.map((estimate) => ({run, monitor: monitor.name, index, step: at, stamp, settings: reading.settings,
           component: estimate.component, key: estimate.key, estimate}));
       } catch (error) {
@@ -224,14 +227,15 @@ export function mount(place, origin, {dark = null} = {}) {
     }));
     if (state.step !== step || state.focus !== run) return;
     const entries = answers.flat();
+    views.health.where(messages.join("; "));
     await Promise.all([
-      ...Object.keys(KINDS).map((kind) => detail(kind, entries.filter(({estimate}) => estimate.kind === KINDS[kind]))),
+      ...Object.keys(KINDS).map((kind) => detail(kind, entries.filter(({estimate}) => estimate.kind === KINDS[kind]), messages.join("; "))),
       views.health.visible && guard(views.health, () => views.health.update(entries)),
       views.trajectory.visible && guard(views.trajectory, () => views.trajectory.update({run, stamp})),
     ]);
   }
 
-  async function detail(kind, entries) {
+  async function detail(kind, entries, failed) {
     const view = views[kind];
     const {node, list} = choices[kind];
     const before = list.value;
@@ -239,7 +243,7 @@ export function mount(place, origin, {dark = null} = {}) {
     node.hidden = entries.length < 2;
     const entry = entries.find((one) => idOf(one) === list.value);
     wanted.set(kind, entry);
-    if (!entry) return view.say(view.missing);
+    if (!entry) return view.say(failed ? `The reading at the cursor holds nothing to show here: ${failed}` : view.missing);
     if (!view.visible) return;
     view.where(`${idOf(entry)} at step ${entry.step}${entry.estimate.health.ok ? "" : `; unreliable: ${entry.estimate.health.text}`}`);
     await guard(view, () => view.update(entry));

@@ -133,8 +133,8 @@ export function card({name, title, hint, controls = [], content, figures = [], t
     if (text !== null) place.hidden = true;
   }
   const where = (text) => {
-    place.hidden = false;
-    place.textContent = text;
+    place.hidden = !text;
+    place.textContent = text ?? "";
   };
   return {node, say, where, table, redraw: (theme) => figures.forEach(([, drawn]) => drawn.redraw(theme))};
 }

@@ -36,18 +36,22 @@ export function healthView(context) {
 
   async function update(next) {
     entries = next;
-    fillSelect(estimateChoice.querySelector("select"), entries.map((entry) => [idOf(entry), idOf(entry)]), chosen);
+    const first = entries.find(({estimate}) => Object.values(estimate.arrays).some(isTrace)) ?? entries[0];
+    const known = entries.some((entry) => idOf(entry) === chosen);
+    const options = entries.map((entry) => [idOf(entry), idOf(entry)]);
+    fillSelect(estimateChoice.querySelector("select"), options, known ? chosen : first && idOf(first));
     chosen = estimateChoice.querySelector("select").value;
     overview.replaceChildren(table(
       ["estimate", "number", "value", "verdict", "why"],
       entries.flatMap((entry) => numbersOf(entry).map(([name, value, stderr], k) => {
         const {ok, text, warnings} = entry.estimate.health;
-        const verdict = ok ? (warnings.length ? "ok, look" : "ok") : "unreliable";
+        const verdict = ok ? (warnings.length ? "look" : "ok") : "unreliable";
         const why = ok ? warnings.join(", ") : text;
         return {cells: [k ? "" : idOf(entry), name, withError(value, stderr), k ? "" : verdict, k ? "" : why], bad: !ok};
       })),
     ));
     view.node.dataset.what = entries.length ? `${entries[0].run}-step-${entries[0].step}` : "";
+    if (!entries.length) return view.say("The reading at the cursor holds no estimate.");
     await show();
   }
 

@@ -41,6 +41,7 @@ export function panels(timelines, options) {
   const others = new Map(options.other.map((tag) => [tag, {name: tag, title: tag, lines: []}]));
   timelines.forEach((timeline, place) => {
     let used = 0;
+    const losses = new Set();
     const run = timeline.run;
     const ofRun = (label) => (several ? `${run}: ${label}` : label);
     const colour = (k) => palette(options.dark).series[(several ? place : k) % 8];
@@ -49,12 +50,15 @@ export function panels(timelines, options) {
       loss.lines.push({...line, label: ofRun(scalar.tag), colour: colour(1 + used++), width: 1, run, dots: false});
     }
     for (const monitor of timeline.monitors) {
-      if (monitor.loss.some((value) => value !== null)) {
-        const label = ofRun(`${monitor.name}: loss on the monitor's data`);
+      const key = JSON.stringify(monitor.steps); // monitors that read at the same steps saw the same weights
+      if (monitor.loss.some((value) => value !== null) && !losses.has(key)) {
+        losses.add(key);
+        const label = ofRun(`${losses.size > 1 ? `${monitor.name}: ` : ""}loss at the readings`);
         loss.lines.push({...plain(monitor.steps, monitor.loss), label, colour: colour(0), dash: [5, 3], width: 1.3, run});
       }
       for (const series of monitor.series) {
-        const label = ofRun(labelOf(monitor, series, timeline.monitors.length > 1));
+        const shared = timeline.monitors.filter((one) => has(one, series)).length > 1;
+        const label = ofRun(labelOf(monitor, series, shared));
         const line = {...withHealth(monitor, series), label, run, monitor: monitor.name, component: series.component};
         if (series.field !== "mean") {
           others.get(tagOf(series))?.lines.push({...line, colour: colour(others.get(tagOf(series)).lines.length)});
@@ -88,7 +92,13 @@ function withHealth(monitor, series) {
   };
 }
 
+function has(monitor, {component, key, field}) {
+  return monitor.series.some((one) => one.component === component && one.key === key && one.field === field);
+}
+
 function labelOf(monitor, {component, key, field}, several) {
-  const what = field === "mean" ? `${component} ${key === "llc" ? "LLC" : key}` : `${component}/${key}/${field}`;
+  const quantity = key === "llc" ? "LLC" : key;
+  const mean = component === WHOLE ? quantity : `${quantity} of ${component}`;
+  const what = field === "mean" ? mean : `${component}/${key}/${field}`;
   return several ? `${monitor.name}: ${what}` : what;
 }

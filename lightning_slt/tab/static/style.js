@@ -50,7 +50,7 @@ body { margin: 0; background: var(--faint); }
 .slt .scrub output { min-width: 17ch; font-variant-numeric: tabular-nums; }
 .slt .scroll { max-height: 320px; overflow: auto; margin-top: 8px; }
 .slt table { border-collapse: collapse; width: 100%; font-size: 12px; font-variant-numeric: tabular-nums; }
-.slt th { text-align: left; position: sticky; top: 0; background: var(--paper); color: var(--soft); font-weight: 600; }
+.slt th { text-align: left; white-space: nowrap; position: sticky; top: 0; background: var(--paper); color: var(--soft); font-weight: 600; }
 .slt th, .slt td { padding: 3px 10px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 .slt tr.bad td { color: var(--bad); } .slt summary { cursor: pointer; color: var(--soft); margin-top: 8px; }
 .slt .warnings ul { margin: 4px 0; padding-left: 18px; overflow-wrap: anywhere; }

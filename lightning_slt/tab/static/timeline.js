@@ -87,17 +87,17 @@ export function timelineFigure(model, told) {
     });
   }
 
-  // From right to left, as far as there is room beside the title; about 6 pixels a letter.
+  // Beside the title, where all lines have room, or else all runs; about 6 pixels a letter.
   function drawLegend(p, panel, y, theme) {
-    let end = edge;
-    const free = LEFT + 7.2 * panel.title.length + 20;
-    if (panel.lines.length > 8) return;
-    for (const line of [...panel.lines].reverse()) {
-      const start = end - 6 * line.label.length - 24;
-      if (start < free) return;
-      p.line([[start, y - 4, true], [start + 14, y - 4]], {stroke: line.colour, width: 2, dash: line.dash});
-      p.text(start + 18, y, line.label, {fill: theme.soft, size: 11});
-      end = start - 6;
+    const runs = new Map(panel.lines.map((line) => [line.run, {...line, label: line.run, dash: []}]));
+    const long = (lines) => lines.reduce((sum, {label}) => sum + 6 * label.length + 30, 0);
+    const room = edge - LEFT - 7.2 * panel.title.length - 20;
+    const shown = [panel.lines, runs.size > 1 ? [...runs.values()] : []].find((lines) => long(lines) < room) ?? [];
+    let start = edge - long(shown);
+    for (const {label, colour, dash} of shown) {
+      p.line([[start, y - 4, true], [start + 14, y - 4]], {stroke: colour, width: 2, dash});
+      p.text(start + 18, y, label, {fill: theme.soft, size: 11});
+      start += 6 * label.length + 30;
     }
   }
 
@@ -282,7 +282,7 @@ function pointLines({line, i}) {
 }
 
 export function stageText(stage) {
-  const words = [stage.name, stage.type, stage.hidden ? "hidden in the loss" : null];
+  const words = [stage.name, {A: "rising", B: "falling"}[stage.type] ?? stage.type, stage.hidden ? "hidden in the loss" : null];
   return words.filter(Boolean).join(" · ");
 }
 
