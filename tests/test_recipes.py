@@ -67,3 +67,13 @@ def test_padding() -> None:
     torch.testing.assert_close(loss_fn(embed, batch), loss_fn(embed, padded))
     alone = F.cross_entropy(embed(batch["tokens"][1, :2]), batch["targets"][1, :2])
     torch.testing.assert_close(loss_fn(embed, batch)[1], alone)
+
+
+def test_a_number_of_ones_own() -> None:
+    monitor = run("class Sharp(slt.AtAnchor)")["monitor"]
+    monitor.sampling = FEW
+    seed_all(0)
+    trainer = trainer_for(monitor, max_epochs=1, logger=False)
+    trainer.fit(Classifier(), loader_of(blobs()))
+    assert float(trainer.callback_metrics["slt/full/sharpness/rise"]) != 0
+    assert "slt/full/llc/mean" in trainer.callback_metrics
