@@ -1,4 +1,4 @@
-"""The command line: ``lightning-slt analyze CHECKPOINTS --config FILE``, ``lightning-slt compare RUN_A RUN_B``."""
+"""The command line: ``lightning-slt analyze CHECKPOINTS --config FILE``, ``compare RUN_A RUN_B``, ``report RUN``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_slt.callbacks.offline import analyze, follows_readings
 from lightning_slt.comparing import compare
+from lightning_slt.tab.report import DETAILED, write_report
 
 CONFIG = """model:
   class_path: my_package.MyModule
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_analyze(commands)
     _add_compare(commands)
+    _add_report(commands)
     options = parser.parse_args(argv)
     try:
         options.run(options)
@@ -106,6 +108,26 @@ def _compare(options: argparse.Namespace) -> None:
         options.out.write_text(str(found))
         if find_spec("matplotlib") is not None:
             found.plot().savefig(options.out.with_suffix(".png"))
+
+
+def _add_report(commands: Any) -> None:
+    command = commands.add_parser(
+        "report",
+        help="the views of the TensorBoard tab as one HTML file",
+        description="Writes one self-contained HTML file with the views of the TensorBoard tab, to be kept or sent.",
+    )
+    command.add_argument("run_dir", type=Path, help="folder of a run's logs, or any folder above several")
+    command.add_argument("--out", type=Path, default=Path("report.html"), help="the file")
+    command.add_argument(
+        "--details", type=int, default=DETAILED, help="readings of each monitor with kernels, health and the like"
+    )
+    command.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    runs = write_report(options.run_dir, options.out, details=options.details)
+    size = options.out.stat().st_size / 1e6
+    print(f"{options.out}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {size:.1f} MB")  # noqa: T201
 
 
 def read_config(path: Path) -> tuple[nn.Module, Any, list[Callback]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from werkzeug.test import Client
 
 import lightning_slt as slt
 from lightning_slt.analysis.kernels import normalized
+from lightning_slt.cli import main
 from lightning_slt.events import RunEvent, write_event
 from lightning_slt.records import RecordWriter
 from lightning_slt.results import StoredResult
@@ -374,6 +376,19 @@ def test_arrays_that_are_truncated_missing_or_elsewhere(runs: Path, client: Clie
         assert found["estimates"][0]["arrays"] == {}
 
 
+@pytest.mark.parametrize("route", ["kernel", "responses", "influence", "trajectory", "reading"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4), (0, 4), (4, 0)], ids=str)
+def test_arrays_of_other_shapes(runs: Path, client: Client, route: str, shape: tuple[int, ...]) -> None:
+    """Records may come from anywhere: what does not fit together is refused in words."""
+    names = ("factor", "matrix", "rows", "influence", "train_indices", "query_indices", "row", "references", "labels")
+    stored = result("Position", {name: torch.ones(shape) for name in names}, words={"reference_names": ("a", "b")})
+    write(runs, *(at(index, {"x": stored}) for index in range(3)))
+    where = {"run": ".", "monitor": "slt", "index": 1, "component": "full", "key": "x", "query": 0}
+    response = client.get(f"/data/{route}", query_string=where)
+    assert response.status_code == (200 if route == "reading" else 404)
+    assert response.json.keys() == {"error"} or route == "reading"
+
+
 @pytest.mark.parametrize(
     ("address", "status"),
     [
@@ -409,3 +424,44 @@ def test_runs_of_several_folders(tmp_path: Path) -> None:
     write(tmp_path / "b" / "deep", at(0, {"llc": llc(1.0, 2.0)}))
     client = Client(Tab({str(tmp_path / "a"): "first", str(tmp_path / "b"): ""}))
     assert [run["run"] for run in asked(client, "runs")] == ["deep", "first"]
+
+
+def test_report_is_one_file_that_answers_as_the_routes_do(runs: Path, client: Client, tmp_path: Path) -> None:
+    """No network, no element that data could end, and the same answers as those of the plugin."""
+    traces = torch.randn(2, 5, dtype=torch.float64)
+    name = "</script><script>alert(1)</script>"
+    write(runs, *(at(k, {name: kernel(), "llc": llc(1.0, 2.0, traces={"loss": traces})}) for k in range(5)))
+    with SummaryWriter(runs) as writer:
+        writer.add_scalar("train/loss", 3.0, 1)
+    out = tmp_path / "new" / "report.html"
+    assert main(["report", str(runs), "--out", str(out), "--details", "2"]) == 0
+    page = out.read_text()
+    assert page.count("</script>") == 3
+    assert not re.search(r"https?://|src=|<link", re.sub(r"base64,[^\"]*", "", page))
+    embedded = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert embedded is not None
+    entries = json.loads(embedded[1], parse_constant=pytest.fail)
+    kept = {(route, *sorted((k, str(v)) for k, v in asked.items())): value for route, asked, value in entries}
+    assert len(kept) == len(entries)
+    own = {"run": "runs"}
+    (listed,) = kept["data/runs",]
+    assert (listed["run"], listed["readings"]) == ("runs", 5)
+    timeline = kept["data/timeline", ("run", "runs")]
+    assert timeline["scalars"] == [{"tag": "train/loss", "steps": [1], "values": [3.0]}]
+    assert {**timeline, "scalars": []} == {**asked(client, "timeline", run="."), **own}
+    details = [(route, a, value) for route, a, value in entries if "index" in a]
+    assert {a["index"] for _, a, _ in details} == {2, 4}
+    for route, a, value in details:
+        if route == "data/array":
+            shape, values = value["shape"], np.frombuffer(base64.b64decode(value["base64"]), dtype="<f4")
+            assert np.array_equal(values.reshape(shape), traces.float().numpy())
+        else:
+            assert value == asked(client, route.removeprefix("data/"), **{**a, "run": "."})
+    assert {route for route, _, _ in details} == {"data/reading", "data/kernel", "data/array"}
+    assert kept["data/trajectory", ("run", "runs")]["error"].startswith("this run logged no trajectory")
+
+
+def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
+    assert "there are no slt_records below" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()

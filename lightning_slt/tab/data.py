@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from lightning_slt.analysis.stages import Detector, Series, stages
 from lightning_slt.components import FULL
 from lightning_slt.events import load_events
-from lightning_slt.tab.runs import DIGITS, Point, RecordFile, Row, RunRecords, SeriesKey, number, reasons
+from lightning_slt.tab.points import DIGITS, Point, number, reasons
+from lightning_slt.tab.runs import RecordFile, Row, RunRecords, SeriesKey
 
 MISSING = Point(None, ok=False)
 

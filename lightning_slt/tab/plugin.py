@@ -18,7 +18,8 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_slt.tab import data, views
 from lightning_slt.tab.data import View
-from lightning_slt.tab.runs import DIGITS, RunRecords, number, runs_below
+from lightning_slt.tab.points import DIGITS, number
+from lightning_slt.tab.runs import RunRecords, runs_below
 from lightning_slt.tab.views import Place
 
 STATIC = Path(__file__).parent / "static"
@@ -144,8 +145,8 @@ class Tab:
                 content = json.dumps(self._answer(route, request), allow_nan=False)
         except BadRequestError as error:
             return _error(request, str(error), 400)
-        except (LookupError, OSError, ValueError) as error:  # a record that is broken, or a file that has gone
-            return _error(request, str(error.args[0]) if isinstance(error, LookupError) else str(error), 404)
+        except views.REFUSALS as error:
+            return _error(request, views.refusal(error), 404)
         return http_util.Respond(request, content, "application/json")
 
     def _answer(self, route: str, request: Request) -> Any:

@@ -7,39 +7,17 @@ for. Every line is parsed once, however often it is asked for; a file that was r
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_slt import samplers
+from lightning_slt.components import FULL
 from lightning_slt.events import ENDING
-from lightning_slt.health import SMALL_IS_BAD, Thresholds
 from lightning_slt.records import FOLDER, FORMAT
-from lightning_slt.reporting.advice import DIVERGES
-from lightning_slt.reporting.scalars import LEVEL
-from lightning_slt.types import student_t_quantile
-
-USUAL = Thresholds()
-
-DIGITS = 6
-"""Significant digits of numbers on a timeline; a reading by itself has all of them."""
-
-
-class Point(NamedTuple):
-    """One number of one estimate at one reading; None stands for what does not exist."""
-
-    value: float | None
-    stderr: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-    ok: bool = True
-    reason: str | None = None
-    chains: tuple[float | None, ...] = ()
-
+from lightning_slt.tab.points import Point, number, points_of, short
 
 SeriesKey = tuple[str, str, str]
 """Component, key of the estimate, and which of its numbers: ``mean``, or the name of a scalar."""
@@ -220,21 +198,6 @@ def _below(folder: Path, ending: str) -> list[Path]:
     return [Path(place) / name for place, _, names in os.walk(folder) for name in names if name.endswith(ending)]
 
 
-def number(value: Any, *, digits: int | None = None) -> float | None:
-    """A number of a record as JSON can hold it: None where it does not exist or is infinite.
-
-    >>> number(1.23456789, digits=6), number(None), number("inf"), number(2)
-    (1.23457, None, None, 2.0)
-    """
-    if value is None or value in ("inf", "-inf"):
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"expected a number, got {value!r}")
-    if not math.isfinite(value):
-        return None
-    return float(value) if digits is None else float(f"{value:.{digits}g}")
-
-
 def _row(record: Mapping[str, Any], start: int, length: int) -> Row:
     if record["format"] != FORMAT:
         raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
@@ -244,13 +207,14 @@ def _row(record: Mapping[str, Any], start: int, length: int) -> Row:
     losses = []
     for component, by_key in record["estimates"].items():
         for key, estimate in by_key.items():
-            losses.append(_short(estimate["health"]["values"].get("anchor_loss")))
-            points.update(((component, key, name), point) for name, point in _points(estimate, exact=exact))
+            losses.append(short(estimate["health"]["values"].get("anchor_loss")))
+            for name, point in points_of(estimate, exact=exact, chains=component == FULL):
+                points[component, key, name] = point
     return Row(
         index=_whole(record["index"]),
         step=_whole(record["step"]),
         time=number(record["time"]),
-        overhead=_short(record["overhead"]),
+        overhead=short(record["overhead"]),
         failure=None if failure is None else str(failure),
         revises=None if revises is None else _whole(revises),
         loss=next((loss for loss in losses if loss is not None), None),
@@ -264,57 +228,3 @@ def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"expected a whole number, got {value!r}")
     return value
-
-
-def _short(value: Any) -> float | None:
-    return number(value, digits=DIGITS)
-
-
-def _points(estimate: Mapping[str, Any], *, exact: bool) -> Iterator[tuple[str, Point]]:
-    """The numbers of one estimate. One that is worthless is missing, as in the scalars that were logged."""
-    health = estimate["health"]
-    ok, stability = bool(health["ok"]), number(health["values"].get("step_size"))
-    diverges = not exact and "step_size" in health["failed"] and stability is not None and stability >= DIVERGES
-    reason = None if ok else reasons(health)
-    if "kind" in estimate:
-        for name, value in estimate["numbers"].items():
-            yield str(name), Point(None if diverges else _short(value), ok=ok, reason=reason)
-        return
-    chains = tuple(_short(value) for value in estimate["per_chain"])
-    mean, stderr = number(estimate["mean"]), number(estimate["stderr"])
-    if diverges or mean is None:
-        words = "the step diverges, and the value is none" if diverges else "no chain finished"
-        yield "mean", Point(None, ok=False, reason=f"{words}: {reason}" if reason else words)
-        return
-    degrees = sum(value is not None for value in chains) - 1
-    half = None if stderr is None or degrees < 1 else _quantile(degrees) * stderr
-    lower, upper = (None, None) if half is None else (_short(mean - half), _short(mean + half))
-    yield "mean", Point(_short(mean), _short(stderr), lower, upper, ok, reason, chains)
-
-
-@lru_cache
-def _quantile(degrees: int) -> float:
-    return student_t_quantile(0.5 + LEVEL / 2, degrees=degrees)
-
-
-def reasons(health: Mapping[str, Any]) -> str:
-    """Which checks failed and by how much, in one line, with the limit where the usual one explains it.
-
-    A user may have set another one, which the records do not hold.
-
-    Args:
-        health: As a record has it.
-
-    >>> reasons({"failed": ["rhat", "finite"], "values": {"rhat": 1.4, "finite": 2}, "dead_chains": {"1": 30}})
-    'rhat = 1.4 (limit 1.3), finite = 2 (limit 0), dead chains: 1 at step 30'
-    """
-    words = []
-    for check in map(str, health["failed"]):
-        value, limit = number(health["values"].get(check)), getattr(USUAL, check, (None, None))[1]
-        sign = -1 if check in SMALL_IS_BAD else 1
-        explains = value is not None and limit is not None and sign * value > sign * limit
-        shown = "nothing" if value is None else f"{value:.3g}"
-        words.append(f"{check} = {shown} (limit {limit:g})" if explains else f"{check} = {shown}")
-    if dead := health["dead_chains"]:
-        words.append("dead chains: " + ", ".join(f"{chain} at step {step}" for chain, step in dead.items()))
-    return ", ".join(words)

@@ -17,7 +17,8 @@ from lightning_slt.analysis.responses import MODES, modes, noise_share, standard
 from lightning_slt.analysis.trajectories import Rows, joint_trajectories
 from lightning_slt.components import FULL
 from lightning_slt.tab.data import BROKEN_ARRAYS, View, array_file, line
-from lightning_slt.tab.runs import RecordFile, RunRecords, number
+from lightning_slt.tab.points import number
+from lightning_slt.tab.runs import RecordFile, RunRecords
 
 SAMPLES = 1000
 """Samples that a kernel's view holds, chosen by chance among more, always the same."""
@@ -46,6 +47,16 @@ class Place(NamedTuple):
 
 class MissingArrayError(LookupError):
     """A reading did not keep what was asked for, or it cannot be read."""
+
+
+REFUSALS = (LookupError, OSError, ValueError, RuntimeError, TypeError, AttributeError)
+"""What a view raises where there is nothing to show. The last three: a record from elsewhere may hold anything."""
+
+
+def refusal(error: Exception) -> str:
+    """One of :data:`REFUSALS` in words."""
+    foreign = isinstance(error, KeyError | IndexError | RuntimeError | TypeError | AttributeError)
+    return f"this record does not hold what was expected ({error!r})" if foreign else str(error)
 
 
 def arrays(
@@ -133,6 +144,8 @@ def responses(records: RunRecords, place: Place) -> View:
     found = arrays(records, place, ["matrix", "rows"], optional=["stderr"])
     names = line(records, place.monitor, place.index)["estimates"][place.component][place.key].get("names", {})
     matrix = found["matrix"]
+    if matrix.ndim != 2 or len(matrix) < 2 or not matrix.numel():
+        raise MissingArrayError(f"a response matrix needs two rows at least, got shape {tuple(matrix.shape)}")
     if not bool(matrix.isfinite().all()):
         raise MissingArrayError("no chain of this reading finished, so that it has no response matrix")
     probes = names.get("probes", [])
