@@ -27,6 +27,7 @@ body { margin: 0; background: var(--faint); }
   border: 1px solid var(--line); border-radius: 6px; padding: 2px 8px; max-width: 100%; }
 .slt button { cursor: pointer; } .slt button:hover { background: var(--hover); }
 .slt button.quiet { color: var(--soft); font-size: 11.5px; padding: 1px 7px; }
+.slt .card, .slt .card * { scroll-margin-top: 64px; }
 .slt :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .slt label { display: inline-flex; gap: 5px; align-items: center; min-width: 0; }
 .slt .choice > span { color: var(--soft); white-space: nowrap; } .slt .choice select { max-width: 240px; }
