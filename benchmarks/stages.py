@@ -28,11 +28,16 @@ WITHIN = 0.35
 """Log t between a true boundary and the one found that counts for it."""
 
 
+HALF_SLOPE = 2 * math.acosh(math.sqrt(2)) * WIDTH
+"""From the centre of a step to where it is half as steep: sech²(u/2) is a half."""
+
+
 class Curve(NamedTuple):
-    """A curve without noise on a grid of log t, as a function of log t, and its true boundaries in log t."""
+    """A curve without noise, as a function of log t; in log t its true boundaries, and where it comes to rest there."""
 
     value: Callable[[Tensor], Tensor]
     boundaries: tuple[float, ...]
+    rests: tuple[tuple[float, float], ...]
 
 
 def steps_curve(seed: int) -> Curve:
@@ -55,7 +60,8 @@ def steps_curve(seed: int) -> Curve:
         for left, right in itertools.pairwise(centres)
         for inside in [(grid[:-1] > left) & (grid[:-1] < right)]
     ]
-    return Curve(value, tuple(truth))
+    rests = [(a + HALF_SLOPE, b - HALF_SLOPE) for a, b in itertools.pairwise(centres.tolist())]
+    return Curve(value, tuple(truth), tuple(rests))
 
 
 SPAN = math.log(LAST) - math.log(FIRST)
@@ -127,6 +133,26 @@ def table_of_steps(detector: Detector, series: int) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
+def table_of_rests(detector: Detector, series: int) -> Iterator[dict[str, Any]]:
+    """Mean error and spread, in log t, of where plateaus begin, have their step and end, in all readings together."""
+    for noise in (0.01, 0.03, 0.1):
+        for count in (20, 40, 60):
+            errors = []
+            for seed in range(series):
+                curve = steps_curve(seed)
+                follower = Follower(rows={row.index: row for row in readings(curve.value, count, noise, seed)})
+                for b in detector.find(follower.series):
+                    found = [math.log(step / 1000) for step in (b.earliest, b.step, b.latest)]
+                    for middle, (first, last) in zip(curve.boundaries, curve.rests, strict=True):
+                        if found[0] < last and found[2] > first:
+                            errors.append([f - t for f, t in zip(found, (first, middle, last), strict=True)])
+            table = torch.tensor(errors)
+            shown = [f"{mean:+.2f} ± {spread:.2f}" for mean, spread in zip(table.mean(0), table.std(0), strict=True)]
+            yield {"noise": noise, "readings": count, "found": len(errors)} | dict(
+                zip(("begins", "step", "ends"), shown, strict=True)
+            )
+
+
 def table_without(detector: Detector, series: int) -> Iterator[dict[str, Any]]:
     """Share of series with at least one boundary announced, where there is none."""
     for which, (name, curve) in enumerate(WITHOUT.items()):
@@ -171,6 +197,7 @@ def main() -> None:
     detector = Detector(bandwidth=options.bandwidth, z=options.z, depth=options.depth)
     found = {
         "steps": list(table_of_steps(detector, options.series)),
+        "rests": list(table_of_rests(detector, 3 * options.series)),
         "without": list(table_without(detector, options.series)),
         "alerts": [
             {"readings": n, "series": options.series, "false alerts": false_alerts(n, 0.03, options.series, Alarm())}

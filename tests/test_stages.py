@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
-from benchmarks.stages import WITHIN, WITHOUT, false_alerts, follow, readings, steps_curve
+from benchmarks.stages import HALF_SLOPE, WIDTH, WITHIN, WITHOUT, false_alerts, follow, readings, steps_curve
 from lightning_slt.analysis.announcing import Alarm, Alert, Follower, Row
 from lightning_slt.analysis.smoothing import MEDIAN_CHI2, Errors, errors_of, local_fit, scatter
 from lightning_slt.analysis.stages import Detector, Series, stages
@@ -71,6 +72,43 @@ def test_exact_curves_have_exactly_their_boundaries(seed: int) -> None:
         assert boundary.before < boundary.earliest <= boundary.step <= boundary.latest < boundary.after
 
 
+def half_slope(bandwidth: float) -> float:
+    """From the centre of a step to where it is half as steep, convolved with the kernel: what dense readings show."""
+    u, v = torch.linspace(0, 2, 4001, dtype=torch.float64), torch.linspace(-6, 6, 2001, dtype=torch.float64)
+    slope = ((u[:, None] - bandwidth * v) / (2 * WIDTH)).cosh() ** -2 @ (-v.square() / 2).exp()
+    return float(u[slope >= slope[0] / 2].max())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_plateaus_last_between_half_slopes_of_half_the_bandwidth(seed: int) -> None:
+    curve, detector = steps_curve(seed), Detector(resolution=32)
+    x = torch.linspace(math.log(5), math.log(2000), 1001, dtype=torch.float64)
+    smeared = half_slope(detector.bandwidth / 2) - HALF_SLOPE
+    assert smeared < (half_slope(detector.bandwidth) - HALF_SLOPE) / 2
+    cell = detector.bandwidth / detector.resolution
+    series = Series.of(x.exp(), curve.value(x))
+    for found, (begins, ends) in zip(detector.find(series), curve.rests, strict=True):
+        assert math.log(found.earliest) == pytest.approx(begins + smeared, abs=cell)
+        assert math.log(found.latest) == pytest.approx(ends - smeared, abs=cell)
+        assert found.step == pytest.approx(math.sqrt(found.earliest * found.latest), rel=1e-10)
+
+
+def test_stages_from_ends_of_plateaus_have_the_changes_between_their_middles() -> None:
+    """At the end of a plateau a smoothed curve has begun to rise; in its middle it has not."""
+    curve = steps_curve(0)
+    x = torch.linspace(math.log(5), math.log(2000), 201, dtype=torch.float64)
+    series = Series.of(x.exp(), curve.value(x))
+    middles, ends = Detector().find(series), Detector(mark="end").find(series)
+    assert [b.step for b in ends] == [b.latest for b in middles]
+    assert [b.middle for b in ends] == [b.step for b in middles]
+    expected = stages(series, [b.step for b in middles])
+    found = stages(series, [b.step for b in ends], rests=[b.middle for b in ends])
+    assert [stage.change for stage in found] == [stage.change for stage in expected]
+    assert [(a.end, b.start) for a, b in pairwise(found)] == [(b.latest, b.latest) for b in ends]
+    with pytest.raises(ValueError, match="one rest for each of 2 boundaries, got 1"):
+        stages(series, [b.step for b in ends], rests=[ends[0].middle])
+
+
 @pytest.mark.parametrize("name", WITHOUT)
 def test_exact_curves_without_boundary_have_none(name: str) -> None:
     x = torch.linspace(math.log(5), math.log(2000), 40, dtype=torch.float64)
@@ -115,6 +153,8 @@ def test_series_are_checked() -> None:
         Series.of([1, 2], [0.0])
     with pytest.raises(ValueError, match="bandwidth > 0"):
         Detector(bandwidth=0.0)
+    with pytest.raises(ValueError, match="'middle' or 'end', got 'start'"):
+        Detector(mark="start")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="window >= 4"):
         Alarm(window=3)
 

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import lightning_slt as slt
+from lightning_slt.analysis.stages import Mark
 from lightning_slt.callbacks.pacing import Pace
 from lightning_slt.results import Result
 from lightning_slt.types import Health
@@ -85,14 +86,16 @@ def fit(*callbacks: Any, stairs: Stairs | None = None, steps: int = STEPS, **opt
     return trainer
 
 
-def test_finds_both_plateaus_live_logs_and_calls() -> None:
+@pytest.mark.parametrize("mark", ["middle", "end"])
+def test_finds_both_plateaus_live_logs_and_calls(mark: Mark) -> None:
     heard: list[Any] = []
-    stages = slt.StageMonitor(QUANTITY, on_boundary=lambda *args: heard.append(args))
+    stages = slt.StageMonitor(QUANTITY, mark=mark, on_boundary=lambda *args: heard.append(args))
     trainer = fit(stages)
     boundaries = [event for _, _, event in heard]
     assert [event.number for event in boundaries] == [1, 2]
     for event, truth in zip(boundaries, PLATEAUS, strict=True):
-        assert abs(math.log(event.step / truth)) < 0.35
+        assert event.step == (event.latest if mark == "end" else math.sqrt(event.earliest * event.latest))
+        assert abs(math.log(event.earliest * event.latest) / 2 - math.log(truth)) < 0.35
         assert truth < event.announced <= STEPS
         assert 1 <= event.delay <= 8
     assert all(args[:2] == (trainer, trainer.lightning_module) for args in heard)

@@ -82,6 +82,30 @@ class LocalFit(NamedTuple):
         return float(self.level[second] - self.level[first]), float(error)
 
 
+class Slopes:
+    """Slopes at many places, and contrasts of two of them with their standard errors.
+
+    Args:
+        fit: Of the series.
+
+    Attributes:
+        size: ``|b|`` of each place.
+        stderr: Of b at each place.
+    """
+
+    def __init__(self, fit: LocalFit) -> None:
+        """Weights of ``|b|`` are those of b with its sign; plain lists, as places are looked at one by one."""
+        weights = fit.slope.sign()[:, None] * fit.slope_weights
+        self.size: list[float] = fit.slope.abs().tolist()
+        self.stderr: list[float] = fit.slope_stderr.tolist()
+        self._errors: list[list[float]] = fit.errors.of_differences(weights).tolist()
+
+    def contrast(self, flank: int, minimum: int) -> float:
+        """``|b(f)| − |b(m)|`` over its standard error."""
+        gap, error = self.size[flank] - self.size[minimum], self._errors[flank][minimum]
+        return gap / error if error > 0 else math.copysign(math.inf, gap) if gap else 0.0
+
+
 def errors_of(x: Tensor, y: Tensor, stderr: Tensor, per_chain: Tensor) -> Errors:
     """What is known of a curve's errors.
 

@@ -11,18 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_slt.analysis.smoothing import LocalFit, errors_of, local_fit
+from lightning_slt.analysis.smoothing import LocalFit, Slopes, errors_of, local_fit
 
 ENOUGH = 20
 """Readings at distinct steps above zero below which stages are told with a reservation."""
 
 Kind = Literal["A", "B"]
 """A: the quantity rises over the stage; B: it falls."""
+
+Mark = Literal["middle", "end"]
+"""Where in its plateau a boundary has its step: in the middle, or where the next stage begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +114,9 @@ class Boundary(NamedTuple):
     """Where one stage ends and the next begins.
 
     Attributes:
-        step: Middle of the plateau in log t.
-        earliest: Where the plateau begins: the slope has fallen to half of the one at ``before``.
-        latest: Where it ends: the slope has risen to half of the one at ``after``.
+        step: Middle of the plateau in log t, or its end: see :class:`Detector`.
+        earliest: Where the plateau begins: the slope has fallen to half of the steepest before it.
+        latest: Where it ends: the slope has risen to half of the steepest after it.
         before: Step of the steepest place on the left that it stands out from.
         after: The same on the right.
         prominence: By how many standard errors the slope there falls short of the lower of the two.
@@ -126,6 +129,11 @@ class Boundary(NamedTuple):
     after: float
     prominence: float
 
+    @property
+    def middle(self) -> float:
+        """Of the plateau, in log t."""
+        return math.sqrt(self.earliest * self.latest)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
@@ -135,11 +143,15 @@ class Detector:
     ``(|b(f)| − |b(m)|) / se(|b(f)| − |b(m)|) ≥ z``, ``|b(f)| ≥ z se(b(f))`` and ``|b(m)| ≤ depth · |b(f)|`` for both
     f = l, r. Flanks and minima alternate: between two flanks lies one boundary however often b wiggles there.
 
+    A kernel smooths a corner between a slope and none to half of that slope, whatever its width, but the steps beside a
+    plateau into it. Where the plateau begins and ends is therefore read off a second fit with half the bandwidth.
+
     Args:
         bandwidth: Standard deviation of the kernel in log t; plateaus much shorter are smoothed away.
         z: Standard errors by which a plateau must stand out on both sides.
         depth: Largest slope of a plateau, as a share of the lower flank's.
         resolution: Places per bandwidth at which slopes are looked at.
+        mark: The step of a boundary: "middle" of the plateau, or its "end", where the next stage begins.
 
     Raises:
         ValueError: For settings that cannot be.
@@ -149,9 +161,12 @@ class Detector:
     z: float = 3.0
     depth: float = 0.5
     resolution: int = 8
+    mark: Mark = "middle"
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be."""
+        if self.mark not in get_args(Mark):
+            raise ValueError(f"mark must be 'middle' or 'end', got {self.mark!r}")
         if not self.bandwidth > 0 or not self.z > 0 or not 0 < self.depth <= 1 or self.resolution < 1:
             raise ValueError(f"a Detector needs bandwidth > 0, z > 0, 0 < depth <= 1 and resolution >= 1, got {self}")
 
@@ -166,8 +181,8 @@ class Detector:
         if int(series.usable.sum()) < 5:
             return []
         at = self.places(series)
-        slopes = Slopes(series.fit(at, bandwidth=self.bandwidth))
-        return [self._boundary(at, slopes, *found) for found in self._zigzag(slopes)]
+        slopes, narrow = (Slopes(series.fit(at, bandwidth=h)) for h in (self.bandwidth, self.bandwidth / 2))
+        return [self._boundary(at, slopes, narrow, *found) for found in self._zigzag(slopes)]
 
     def _zigzag(self, slopes: Slopes) -> list[tuple[int, int, int]]:
         """Alternating flanks and minima: each flank is the steepest place between the minima beside it."""
@@ -192,46 +207,25 @@ class Detector:
         steep = high >= self.z * slopes.stderr[flank]
         return steep and low <= self.depth * high and slopes.contrast(flank, minimum) >= self.z
 
-    def _boundary(self, at: Tensor, slopes: Slopes, left: int, low: int, right: int) -> Boundary:
-        first, last = low, low
-        # A kernel smooths the corner between a slope and none to half of that slope, whatever its width.
-        while first - 1 > left and slopes.size[first - 1] <= slopes.size[left] / 2:
-            first -= 1
-        while last + 1 < right and slopes.size[last + 1] <= slopes.size[right] / 2:
-            last += 1
+    def _boundary(self, at: Tensor, slopes: Slopes, narrow: Slopes, left: int, low: int, right: int) -> Boundary:
+        first, last = (_rim(narrow.size[flank : low + way : way]) for flank, way in ((left, 1), (right, -1)))
         place: list[float] = at.exp().tolist()
+        earliest, latest = place[left + first], place[right - last]
         return Boundary(
-            step=math.sqrt(place[first] * place[last]),
-            earliest=place[first],
-            latest=place[last],
+            step=latest if self.mark == "end" else math.sqrt(earliest * latest),
+            earliest=earliest,
+            latest=latest,
             before=place[left],
             after=place[right],
             prominence=min(slopes.contrast(left, low), slopes.contrast(right, low)),
         )
 
 
-class Slopes:
-    """Slopes at many places, and contrasts of two of them with their standard errors.
-
-    Args:
-        fit: Of the series.
-
-    Attributes:
-        size: ``|b|`` of each place.
-        stderr: Of b at each place.
-    """
-
-    def __init__(self, fit: LocalFit) -> None:
-        """Weights of ``|b|`` are those of b with its sign; plain lists, as places are looked at one by one."""
-        weights = fit.slope.sign()[:, None] * fit.slope_weights
-        self.size: list[float] = fit.slope.abs().tolist()
-        self.stderr: list[float] = fit.slope_stderr.tolist()
-        self._errors: list[list[float]] = fit.errors.of_differences(weights).tolist()
-
-    def contrast(self, flank: int, minimum: int) -> float:
-        """``|b(f)| − |b(m)|`` over its standard error."""
-        gap, error = self.size[flank] - self.size[minimum], self._errors[flank][minimum]
-        return gap / error if error > 0 else math.copysign(math.inf, gap) if gap else 0.0
+def _rim(sizes: list[float]) -> int:
+    """How far from a flank to a minimum the slope has fallen to half of its steepest, and stays there."""
+    top = max(sizes)
+    steep = [k for k, size in enumerate(sizes) if size > top / 2]
+    return min(steep[-1] + 1, len(sizes) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,26 +255,43 @@ class Stage:
     hidden: bool
 
 
-def stages(series: Series, boundaries: Sequence[float], *, bandwidth: float = 0.35, z: float = 3.0) -> list[Stage]:
+def stages(
+    series: Series,
+    boundaries: Sequence[float],
+    *,
+    rests: Sequence[float] | None = None,
+    bandwidth: float = 0.35,
+    z: float = 3.0,
+) -> list[Stage]:
     r"""What the quantity and the loss did between boundaries.
 
     Changes are differences of the local fits at both ends, ``Σ (lᵢ(end) − lᵢ(start)) yᵢ``, so that their errors are
-    known: ``Σ (lᵢ(end) − lᵢ(start))² vᵢ``. A stage is hidden where ``|Δλ̂| ≥ z se`` and ``|Δloss| < z se``.
+    known: ``Σ (lᵢ(end) − lᵢ(start))² vᵢ``. A stage is hidden where ``|Δλ̂| ≥ z se`` and ``|Δloss| < z se``. Where a
+    plateau ends the fit has begun to rise, by as much as 0.4 h times the slope that follows; changes between ``rests``,
+    middles of plateaus, leave that out.
 
     Args:
         series: The readings.
-        boundaries: Steps, in order.
+        boundaries: Steps, in order: where stages start and end.
+        rests: Steps at which changes are taken, one for each boundary; None for the boundaries themselves.
         bandwidth: Of the fit, in log t.
         z: Standard errors beyond which something moved.
 
     Returns:
         One stage more than boundaries; none where there are fewer than three readings.
+
+    Raises:
+        ValueError: If there is not one rest for each boundary.
     """
+    rests = boundaries if rests is None else rests
+    if len(rests) != len(boundaries):
+        raise ValueError(f"stages needs one rest for each of {len(boundaries)} boundaries, got {len(rests)}")
     if int(series.usable.sum()) < 3:
         return []
     kept = series.steps[series.usable]
-    ends = torch.tensor([float(kept[0]), *boundaries, float(kept[-1])], dtype=torch.float64)
-    fit, losses = series.fit(ends.log(), bandwidth=bandwidth), series.fit_loss(ends.log(), bandwidth=bandwidth)
+    first, last = float(kept[0]), float(kept[-1])
+    ends, at = [first, *boundaries, last], torch.tensor([first, *rests, last], dtype=torch.float64).log()
+    fit, losses = series.fit(at, bandwidth=bandwidth), series.fit_loss(at, bandwidth=bandwidth)
     found: list[Stage] = []
     for k in range(len(ends) - 1):
         change, error = fit.difference(k, k + 1)
@@ -289,7 +300,7 @@ def stages(series: Series, boundaries: Sequence[float], *, bandwidth: float = 0.
         number = 1 + sum(stage.kind == kind for stage in found)
         found.append(
             Stage(
-                name=f"{kind}{number}", kind=kind, start=float(ends[k]), end=float(ends[k + 1]),
+                name=f"{kind}{number}", kind=kind, start=ends[k], end=ends[k + 1],
                 change=change, change_stderr=error, loss_change=of_loss, loss_change_stderr=loss_error,
                 hidden=abs(change) >= z * error and abs(of_loss) < z * loss_error,
             )

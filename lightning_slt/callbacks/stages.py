@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_slt.analysis.announcing import Alarm, Alert, Announcement, Follower
-from lightning_slt.analysis.stages import Boundary, Detector, Stage, stages
+from lightning_slt.analysis.stages import Boundary, Detector, Mark, Stage, stages
 from lightning_slt.callbacks.checks import check_name, explained
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.pacing import Pace
@@ -30,7 +30,7 @@ class StageBoundary(NamedTuple):
     Attributes:
         quantity: In which it was found.
         number: Which one of that quantity, from 1.
-        step: Middle of the plateau, in optimizer steps.
+        step: Middle or end of the plateau, in optimizer steps.
         earliest: Where the plateau begins.
         latest: Where it ends.
         announced: Step of the reading that settled it.
@@ -100,6 +100,7 @@ class StageMonitor(Callback):
         bandwidth: Of the smoothing, in log t; plateaus much shorter are not seen.
         z: Standard errors by which a plateau must stand out on both sides.
         depth: Largest slope of a plateau, as a share of the lower slope beside it.
+        mark: The step of a boundary: "middle" of the plateau, or its "end", where the next stage begins.
         confirm: Readings in a row at which a boundary must be found before it is announced.
         alert_level: Probability of one false alert or more in a whole run, shared by all quantities, where nothing
             moves; None for no alerts.
@@ -128,6 +129,7 @@ class StageMonitor(Callback):
         bandwidth: float = 0.35,
         z: float = 3.0,
         depth: float = 0.5,
+        mark: Mark = "middle",
         confirm: int = 2,
         alert_level: float | None = 0.05,
         alert_window: int = 6,
@@ -142,7 +144,7 @@ class StageMonitor(Callback):
         """Store and check the arguments."""
         super().__init__()
         self.quantity = quantity
-        self.bandwidth, self.z, self.depth, self.confirm = bandwidth, z, depth, confirm
+        self.bandwidth, self.z, self.depth, self.mark, self.confirm = bandwidth, z, depth, mark, confirm
         self.alert_level, self.alert_window, self.loss_tolerance = alert_level, alert_window, loss_tolerance
         self.skip_unreliable, self.adaptive, self.pictures = skip_unreliable, adaptive, pictures
         self.on_boundary, self.on_alert, self.name = on_boundary, on_alert, name
@@ -226,7 +228,8 @@ class StageMonitor(Callback):
             raise ValueError(f"{tag!r} is not watched; this callback watches {', '.join(self.quantities)}")
         follower = self._followers[tag]
         boundaries = follower.boundaries(final=final)
-        between = stages(follower.series, [b.step for b in boundaries], bandwidth=self.bandwidth, z=self.z)
+        steps, rests = [b.step for b in boundaries], [b.middle for b in boundaries]
+        between = stages(follower.series, steps, rests=rests, bandwidth=self.bandwidth, z=self.z)
         return StageReport(boundaries, list(follower.announced), between, list(follower.alerts))
 
     def table(self, quantity: str | None = None, *, final: bool = True) -> str:
@@ -251,7 +254,7 @@ class StageMonitor(Callback):
         alarm = None
         if self.alert_level is not None:
             alarm = Alarm(window=self.alert_window, level=self.alert_level / share, loss_tolerance=self.loss_tolerance)
-        detector = Detector(bandwidth=self.bandwidth, z=self.z, depth=self.depth)
+        detector = Detector(bandwidth=self.bandwidth, z=self.z, depth=self.depth, mark=self.mark)
         return Follower(detector=detector, alarm=alarm, skip_unreliable=self.skip_unreliable, confirm=self.confirm)
 
     def _take(self, trainer: pl.Trainer, quantity: str, reading: Reading) -> None:
