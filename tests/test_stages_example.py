@@ -21,6 +21,10 @@ def test_it_trains_judges_and_replays(monkeypatch, tmp_path, capsys):
 
     (record,) = run(*TINY)["runs"]
     assert not any(record["criteria"].values())
+    passed = run("--replay")["passed"]
+    assert list(passed) == ["that"]  # seed 0 is one of those that the setting was chosen on
+    assert passed["that"]["seeds"] == 1
+    assert set(passed["that"]["criteria"].values()) == {0}
     assert "seed 0: NO   a boundary between the two mechanisms" in capsys.readouterr().out
     assert (tmp_path / "stages-0.png").exists()
     assert list((tmp_path / "seed-0").glob("events.*"))
