@@ -79,7 +79,7 @@ def _monitor(name: str, file: RecordFile) -> View:
 def _series(key: SeriesKey, rows: Sequence[Row]) -> View:
     component, estimate, name = key
     points = [row.points.get(key, MISSING) for row in rows]
-    found = {
+    found: dict[str, Any] = {
         "component": component,
         "key": estimate,
         "field": name,
@@ -91,7 +91,7 @@ def _series(key: SeriesKey, rows: Sequence[Row]) -> View:
         "reasons": {str(at): point.reason for at, point in enumerate(points) if point.reason},
     }
     if component == FULL and (count := max(len(point.chains) for point in points)):
-        padded = [point.chains + (None,) * (count - len(point.chains)) for point in points]
+        padded = [(*point.chains, *[None] * (count - len(point.chains))) for point in points]
         found["chains"] = [list(chain) for chain in zip(*padded, strict=True)]
     return found
 
@@ -101,8 +101,11 @@ def _stages(monitor: Mapping[str, Any]) -> list[View]:
     found = []
     for series in (s for s in monitor["series"] if s["component"] == FULL and s["field"] == "mean"):
         at = {step: place for place, step in enumerate(monitor["steps"]) if step >= 0}
-        columns = ([_nan(column[place]) for place in at.values()] for column in (series["value"], series["stderr"]))
-        curve = Series.of(list(at), *columns, [_nan(monitor["loss"][place]) for place in at.values()])
+        values, stderr, loss = (
+            [_nan(column[place]) for place in at.values()]
+            for column in (series["value"], series["stderr"], monitor["loss"])
+        )
+        curve = Series.of(list(at), values, stderr, loss)
         quantity = f"{monitor['name']}/{FULL}/{series['key']}"
         if int(curve.usable.sum()) < 5:
             continue

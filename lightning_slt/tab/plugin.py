@@ -130,7 +130,7 @@ class Tab:
         there = {file.name: file for file in STATIC.iterdir() if file.suffix in TYPES}
         if name not in there:
             return _error(request, f"no file {name!r}", 404)
-        return http_util.Respond(request, there[name].read_bytes(), TYPES[there[name].suffix])
+        return _respond(request, there[name].read_bytes(), TYPES[there[name].suffix])
 
     def _data(self, request: Request) -> Response:
         route = request.path.rpartition("/data/")[2]
@@ -141,13 +141,13 @@ class Tab:
                     values = views.array(now.records, _place(request), _given(request, "name"))
                     shape = [("X-Shape", json.dumps(list(values.shape)))]
                     content = values.numpy().astype("<f4").tobytes()
-                    return http_util.Respond(request, content, "application/octet-stream", headers=shape)
-                content = json.dumps(self._answer(route, request), allow_nan=False)
+                    return _respond(request, content, "application/octet-stream", headers=shape)
+                answer = json.dumps(self._answer(route, request), allow_nan=False)
         except BadRequestError as error:
             return _error(request, str(error), 400)
         except views.REFUSALS as error:
             return _error(request, views.refusal(error), 404)
-        return http_util.Respond(request, content, "application/json")
+        return _respond(request, answer, "application/json")
 
     def _answer(self, route: str, request: Request) -> Any:
         if route == "runs":
@@ -243,4 +243,9 @@ def _whole(request: Request, name: str, default: str | None = None) -> int:
 
 
 def _error(request: Request, text: str, code: int) -> Response:
-    return http_util.Respond(request, json.dumps({"error": text}), "application/json", code=code)
+    return _respond(request, json.dumps({"error": text}), "application/json", code=code)
+
+
+def _respond(request: Request, content: str | bytes, kind: str, **options: Any) -> Response:
+    answer: Response = http_util.Respond(request, content, kind, **options)
+    return answer

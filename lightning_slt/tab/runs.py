@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning_slt import samplers
 from lightning_slt.components import FULL
@@ -23,7 +23,8 @@ SeriesKey = tuple[str, str, str]
 """Component, key of the estimate, and which of its numbers: ``mean``, or the name of a scalar."""
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One reading as a timeline needs it, and where its line stands in the file."""
 
     index: int

@@ -40,7 +40,7 @@ class Place(NamedTuple):
     """Where an estimate stands: monitor, reading, component, key."""
 
     monitor: str
-    index: int
+    reading: int
     component: str
     key: str
 
@@ -73,12 +73,12 @@ def arrays(
     Raises:
         LookupError: If there is no such reading, or it lacks one of them.
     """
-    row = line(records, place.monitor, place.index)
+    row = line(records, place.monitor, place.reading)
     where = f"{place.component}/{place.key}"
     try:
         path = array_file(records.files[place.monitor].path.parent, row)
         if path is None:
-            raise MissingArrayError(f"reading {place.index} of {place.monitor!r} kept no arrays")
+            raise MissingArrayError(f"reading {place.reading} of {place.monitor!r} kept no arrays")
         with safe_open(path, framework="pt") as file:
             there = set(file.keys())
             wanted = [name for name in (*names, *optional) if f"{where}/{name}" in there]
@@ -88,7 +88,7 @@ def arrays(
             raise
         raise MissingArrayError(f"the arrays of this reading cannot be read: {error}") from error
     if missing := [name for name in names if name not in found]:
-        raise MissingArrayError(f"reading {place.index} of {place.monitor!r} kept no {', '.join(missing)} of {where}")
+        raise MissingArrayError(f"reading {place.reading} of {place.monitor!r} kept no {', '.join(missing)} of {where}")
     return found
 
 
@@ -142,7 +142,7 @@ def responses(records: RunRecords, place: Place) -> View:
         LookupError: If the reading kept no such matrix.
     """
     found = arrays(records, place, ["matrix", "rows"], optional=["stderr"])
-    names = line(records, place.monitor, place.index)["estimates"][place.component][place.key].get("names", {})
+    names = line(records, place.monitor, place.reading)["estimates"][place.component][place.key].get("names", {})
     matrix = found["matrix"]
     if matrix.ndim != 2 or len(matrix) < 2 or not matrix.numel():
         raise MissingArrayError(f"a response matrix needs two rows at least, got shape {tuple(matrix.shape)}")
