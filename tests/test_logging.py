@@ -20,6 +20,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 import lightning_slt as slt
 from lightning_slt.losses import classification
+from lightning_slt.reporting.tensorboard import write_layout
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -84,6 +85,25 @@ def test_tensorboard_layout_and_settings() -> None:
     table = tables[0].tensor_proto.string_val[0].decode()
     assert "| localization | 12.5 |" in table
     assert "| nbeta | 30 |" in table
+
+
+def test_layout_of_refined_llcs() -> None:
+    """All weights and the layers beside the loss; the bands of single components on a page of their own."""
+    logger = TensorBoardLogger("tb")
+    components = ("full", "blocks.0.h0", "blocks.0.h1", "blocks.1.h0")
+    write_layout([logger], {"a.b": {component: {"llc": tuple(FIELDS)} for component in components}})
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0}).Reload()
+    content = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    charts = {
+        c.title: {chart.title: chart for chart in c.chart} for c in layout_pb2.Layout.FromString(content).category
+    }
+    assert list(charts["a.b"]) == ["llc of full, 90 % interval", "llc in blocks.0", "llc in blocks.1", "loss"]
+    patterns = charts["a.b"]["llc in blocks.0"].multiline.tag
+    tags = [f"{m}/blocks.{layer}.h{h}/llc/mean" for m in ("a.b", "axb") for layer in "01" for h in "01"]
+    shown = {tag for tag in tags for pattern in patterns if re.match(pattern, tag)}
+    assert shown == {"a.b/blocks.0.h0/llc/mean", "a.b/blocks.0.h1/llc/mean"}
+    assert len(charts["a.b: each component"]) == 3
 
 
 def test_the_chart_of_losses_shows_losses_alone() -> None:

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
+from lightning_slt.components import FULL
 from lightning_slt.reporting.scalars import Keys
 
 SHEET = 4096
@@ -48,17 +49,13 @@ def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Keys]) -> Non
     """
     layout: dict[str, dict[str, list[Any]]] = {}
     others = "|".join(re.escape(name) for name in monitors)  # a loss kernel's tags are none of the training's losses
+    loss = ["Multiline", [f"(?i)^(?!({others})/).*loss"]]
     for name, components in monitors.items():
-        charts: dict[str, list[Any]] = {}
-        for component, keys in components.items():
-            for key in (k for k, fields in keys.items() if "lower" in fields):
-                tag = f"{name}/{component}/{key}"
-                charts[f"{key} of {component}, 90 % interval"] = [
-                    "Margin",
-                    [f"{tag}/mean", f"{tag}/lower", f"{tag}/upper"],
-                ]
-        charts["loss"] = ["Multiline", [f"(?i)^(?!({others})/).*loss"]]
-        layout[name] = charts
+        charts = _margins(name, {FULL: components[FULL]}) if FULL in components else {}
+        parts = {component: keys for component, keys in components.items() if component != FULL}
+        layout[name] = {**charts, **_by_layer(name, parts), "loss": loss}
+        if each := _margins(name, parts):
+            layout[f"{name}: each component"] = each
         prefix = re.escape(name)
         layout[f"{name}: can it be trusted?"] = {
             "passed its health checks (1) or not (0)": ["Multiline", [f"^{prefix}/.*/ok$"]],
@@ -68,6 +65,29 @@ def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Keys]) -> Non
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_custom_scalars(layout)
+
+
+def _margins(name: str, components: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, list[Any]]:
+    """A chart with its band for every number that has an interval."""
+    tags = {
+        f"{key} of {component}, 90 % interval": f"{name}/{component}/{key}"
+        for component, keys in components.items()
+        for key, fields in keys.items()
+        if "lower" in fields
+    }
+    return {title: ["Margin", [f"{tag}/mean", f"{tag}/lower", f"{tag}/upper"]] for title, tag in tags.items()}
+
+
+def _by_layer(name: str, components: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, list[Any]]:
+    """One chart for the components that have the beginning of their names in common: heads of a layer."""
+    layers: dict[str, list[str]] = {}
+    for component, keys in components.items():
+        layer, dot, _ = component.rpartition(".")
+        for key in (key for key, fields in keys.items() if "lower" in fields):
+            layers.setdefault(f"{key} in {layer}" if dot else f"{key} by component", []).append(f"{component}/{key}")
+    return {
+        title: ["Multiline", [f"^{re.escape(f'{name}/{tag}')}/mean$" for tag in tags]] for title, tags in layers.items()
+    }
 
 
 def write_text(loggers: Sequence[Logger], tag: str, markdown: str, step: int) -> None:
