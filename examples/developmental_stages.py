@@ -180,14 +180,15 @@ def picture(judged: Judged, out: Path) -> None:
         title="Stages of a two-layer attention-only transformer, found in λ̂ alone while it trains",
     )  # fmt: skip
     lower = figure.axes[1]
-    for name, place, height in (
-        ("skip-bigram", "skip-bigram learnt at", 0.8),
-        ("induction", "induction learnt at", 0.6),
+    for name, place, height, side, gap in (
+        ("skip-bigram", "skip-bigram learnt at", 0.8, "right", 0.97),
+        ("induction", "induction learnt at", 0.6, "left", 1.03),
     ):
         step = record[place]
         if math.isfinite(step):
             lower.axvline(step, color="#333333", lw=1, ls=":")
-            lower.text(step * 1.03, height, f"{name} learnt", transform=lower.get_xaxis_transform(), fontsize=8)
+            at = lower.get_xaxis_transform()
+            lower.text(step * gap, height, f"{name} learnt", ha=side, transform=at, fontsize=8)
     figure.savefig(out)
 
 
