@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo tensorboard test test-all lint format types bench clean
+.PHONY: help install demo tensorboard test test-browser test-all lint format types bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ tensorboard: $(READY)  ## Open TensorBoard on the demo's logs
 
 test: $(READY)  ## Run the tests that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow and not gpu and not browser"
+
+test-browser: $(READY)  ## Drive the TensorBoard tab in a headless Chromium (Debian: apt-get install chromium chromium-driver)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m "browser and not slow" tests/test_tab_browser.py
 
 test-all: $(READY)  ## Run every test that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8

@@ -22,6 +22,7 @@ import pytest
 
 import lightning_slt as slt
 from lightning_slt.records import RecordWriter
+from lightning_slt.tab.report import write_report
 
 pytest.importorskip("selenium", reason="the browser is driven by selenium (pip install selenium)")
 if not (shutil.which("chromium") and shutil.which("chromedriver")):
@@ -306,7 +307,7 @@ def seen(page: WebDriver, name: str) -> Any:
         page,
         lambda: shown.find_elements(By.CSS_SELECTOR, ".content:not([hidden]) canvas, .content:not([hidden]) table"),
     )
-    wait(page, lambda: shown.get_attribute("data-what"))
+    wait(page, lambda: name == "timeline" or shown.get_attribute("data-what"))
     return shown
 
 
@@ -372,10 +373,9 @@ def test_dark_pages_follow_tensorboard(tools: ModuleType, page: WebDriver) -> No
         return str(page.execute_script("return getComputedStyle(document.querySelector('.card')).backgroundColor"))
 
     light = ground()
-    frame = page.execute_script("return window.frameElement")
     page.switch_to.default_content()
     tools.toggle_dark(page)
-    page.switch_to.frame(frame)
+    page.switch_to.frame(page.find_element(By.CSS_SELECTOR, "iframe[src*='name=slt']"))
     wait(page, lambda: ground() != light)
     assert "#1b1f24" in exported(page, "timeline", "SVG")
 
@@ -417,6 +417,23 @@ def test_embeddings_are_turned_to_the_one_before(page: WebDriver, mirrored: bool
     )  # fmt: skip
     left, _, right = np.linalg.svd(now.T @ before)  # orthogonal Procrustes
     assert np.abs(np.array(found) - now @ left @ right).max() < 1e-10
+
+
+def test_the_report_shows_the_same_without_a_server(
+    tools: ModuleType, page: WebDriver, run: Path, tmp_path: Path
+) -> None:
+    canvas(page, "timeline").send_keys(Keys.END)
+    served = {name: table(page, name) for name in ("timeline", "kernel", "influence", "health") if seen(page, name)}
+    write_report(run, tmp_path / "report.html")
+    with tools.chromium(width=1300, height=1100) as driver:
+        driver.get((tmp_path / "report.html").as_uri())
+        wait(driver, lambda: "step" in view(driver, "scrubber").text)
+        for name, rows in served.items():
+            seen(driver, name)
+            # The run's name is that of its folder there.
+            alike = [{k: v for k, v in row.items() if k != "run"} for row in table(driver, name)]
+            assert alike == [{k: v for k, v in row.items() if k != "run"} for row in rows]
+        assert not driver.get_log("browser")
 
 
 @pytest.mark.slow

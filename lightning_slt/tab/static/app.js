@@ -221,7 +221,7 @@ export function mount(place, origin, {dark = null} = {}) {
         return reading.estimates.map((estimate) => ({run, monitor: monitor.name, index, step: at, stamp, settings: reading.settings,
           component: estimate.component, key: estimate.key, estimate}));
       } catch (error) {
-        say(`${monitor.name}, reading ${index}: ${error.message}`);
+        messages.push(`${monitor.name}, reading ${index}: ${error.message}`);
         return [];
       }
     }));
@@ -231,7 +231,7 @@ export function mount(place, origin, {dark = null} = {}) {
     await Promise.all([
       ...Object.keys(KINDS).map((kind) => detail(kind, entries.filter(({estimate}) => estimate.kind === KINDS[kind]), messages.join("; "))),
       views.health.visible && guard(views.health, () => views.health.update(entries)),
-      views.trajectory.visible && guard(views.trajectory, () => views.trajectory.update({run, stamp})),
+      follow({run, stamp}, entries.some(({estimate}) => estimate.kind === "Position")),
     ]);
   }
 
@@ -247,6 +247,11 @@ export function mount(place, origin, {dark = null} = {}) {
     if (!view.visible) return;
     view.where(`${idOf(entry)} at step ${entry.step}${entry.estimate.health.ok ? "" : `; unreliable: ${entry.estimate.health.text}`}`);
     await guard(view, () => view.update(entry));
+  }
+
+  async function follow(where, logged) {
+    if (!logged) return views.trajectory.say(views.trajectory.missing);
+    if (views.trajectory.visible) await guard(views.trajectory, () => views.trajectory.update(where));
   }
 
   async function guard(view, work) {

@@ -4,8 +4,8 @@
 // change). Paths are those of the plugin's routes: "data/runs", "data/timeline", "data/reading", "data/array",
 // "data/kernel", "data/responses", "data/influence", "data/trajectory".
 //
-// For whoever inlines these modules: every import reads `from "./name.js"`, there is no top-level await, index.js alone
-// uses import.meta, and names at the top level differ between modules. A report runs
+// For whoever inlines these modules: every import reads `from "./name.js"`, and index.js alone uses import.meta. A
+// report runs
 //     import {mount} from "./app.js"; import {embedded} from "./source.js"; mount(element, embedded(entries));
 // with entries a list of [path, params, value]; value is what the route answers, {"error": text} where it would refuse,
 // and of "data/array" {"shape": [...], "base64": little-endian float32}.
