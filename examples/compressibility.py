@@ -85,6 +85,9 @@ class Parities(L.LightningModule):
             nn.Linear(scale.tasks + scale.bits, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
             nn.Linear(width, 1),
         )  # fmt: skip
+        for layer in self.net[::2]:  # torch's own start is smaller, and needs few bits early on
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def per_sample_loss(self, batch: Any) -> Tensor:
         """In nats ``[sample]``."""
@@ -208,7 +211,7 @@ def picture(found: dict[str, Correlated], readings: Sequence[Reading], title: st
         bars.bar(places + offset, [getattr(c, kind).value for c in found.values()], 0.25, label=label, color=colour)
     bars.set_xticks(places, [n.replace(", ", "\n") for n in found], fontsize=8)
     bars.axhline(0, color=ink, lw=0.7)
-    bars.set(title="correlation with the critical number", ylim=(-1.05, 1.05))
+    bars.set(title="correlation with the critical number", ylim=(-1.3, 1.05))
     bars.legend(frameon=False, fontsize=8, ncols=3, loc="lower left")
     for axis in (over, against, curves, bars):
         axis.title.set_fontsize(10)
