@@ -83,4 +83,6 @@ def load_events(run_dir: str | Path) -> list[RunEvent]:
 
 def _decode(row: dict[str, object]) -> RunEvent:
     texts = {name: str(row[name]) for name in ("source", "kind", "quantity", "text")}
+    if not math.isfinite(float(row["step"])):  # type: ignore[arg-type]
+        raise ValueError(f"step is {row['step']}")
     return RunEvent(step=float(row["step"]), known_at=int(row["known_at"]), **texts)  # type: ignore[arg-type, call-overload]
