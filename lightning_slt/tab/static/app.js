@@ -63,7 +63,7 @@ export function mount(place, origin, {dark = null} = {}) {
     highlight: (name) => highlight(name),
   });
   const keys = el("p", {class: "hint"}, "Keys on the picture: ", ...["← →", "readings", "+ −", "zoom", "0", "all", "shift ← →", "pan"].map(
-    (word, k) => el(k % 2 ? "span" : "kbd", {}, k % 2 ? ` ${word}  ` : word)), " Ctrl or shift and the wheel zoom; drag to pan; click to move the cursor.");
+    (word, k) => el(k % 2 ? "span" : "kbd", {}, k % 2 ? ` ${word}  ` : word)), ". Ctrl or shift and the wheel zoom; drag to pan; click to move the cursor.");
   const timeline = card({
     name: "timeline", title: "Timeline",
     hint: "The learning coefficient (LLC) counts the directions in weight space that matter to the loss: more, and the network "
