@@ -90,9 +90,15 @@ class Language(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
 
-def induction_scores(net: Transformer, tokens: Tensor, period: Tensor) -> Tensor:
-    """Share of each head's attention that goes to tokens behind an earlier showing of the present one ``[head]``."""
-    x, scores = net.tokens(tokens) + net.positions.weight[: tokens.shape[1]], []
+def attention_scores(net: Transformer, tokens: Tensor, period: Tensor) -> dict[str, Tensor]:
+    """Shares of each head's attention that the two halves of an induction circuit need.
+
+    Returns:
+        "induction": to tokens behind an earlier showing of the present one, in places that have one; "previous": to the
+        token before, in all places but the first. Both ``[head]``.
+    """
+    x = net.tokens(tokens) + net.positions.weight[: tokens.shape[1]]
+    scores: dict[str, list[Tensor]] = {"induction": [], "previous": []}
     place = torch.arange(tokens.shape[1], device=tokens.device)
     before = torch.cat([torch.full_like(tokens[:, :1], -1), tokens[:, :-1]], 1)
     seen = place[:, None] >= place
@@ -100,11 +106,12 @@ def induction_scores(net: Transformer, tokens: Tensor, period: Tensor) -> Tensor
     for block in net.blocks:
         attn, normalized = block.attn, block.norm(x)
         q, k = (p(normalized).unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for p in (attn.q_proj, attn.k_proj))
-        logits = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf)
-        matched = (logits.softmax(3) * matches[:, None]).sum(3)
-        scores.append(matched.transpose(0, 1)[:, place >= period].mean(1))
+        pattern = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf).softmax(3)
+        matched = (pattern * matches[:, None]).sum(3)
+        scores["induction"].append(matched.transpose(0, 1)[:, place >= period].mean(1))
+        scores["previous"].append(pattern.diagonal(offset=-1, dim1=2, dim2=3).mean((0, 2)))
         x = block(x)
-    return torch.cat(scores)
+    return {name: torch.cat(heads) for name, heads in scores.items()}
 
 
 class Progress(L.Callback):
@@ -116,7 +123,7 @@ class Progress(L.Callback):
         self.chains = bigrams(64, scale, seed=10**6)
         self.steps: list[int] = []
         self.loss: dict[str, list[float]] = {"induction": [], "bigrams": []}
-        self.scores: list[Tensor] = []
+        self.scores: dict[str, list[Tensor]] = {"induction": [], "previous": []}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.look(trainer, pl_module)
@@ -127,7 +134,7 @@ class Progress(L.Callback):
 
     @torch.no_grad()
     def look(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Losses where induction foretells the token, and of bigrams; every head's score."""
+        """Losses where induction foretells the token, and of bigrams; every head's scores."""
         tokens, period, chains = (x.to(module.device) for x in (self.tokens, self.period, self.chains))
         told = torch.arange(tokens.shape[1] - 1, device=module.device) >= period
         losses = {
@@ -135,7 +142,8 @@ class Progress(L.Callback):
             "bigrams": float(next_token(module, (chains,)).mean()),
         }
         self.steps.append(trainer.global_step)
-        self.scores.append(induction_scores(module.net, tokens, period).double().cpu())
+        for name, heads in attention_scores(module.net, tokens, period).items():
+            self.scores[name].append(heads.double().cpu())
         for name, loss in losses.items():
             self.loss[name].append(loss)
         for logger in trainer.loggers:

@@ -41,7 +41,7 @@ class Run:
         steps: Of the readings.
         heads: Names.
         loss: Of "induction" and "bigrams".
-        scores: Of induction, for each head.
+        scores: ``{"induction" or "previous": a curve of attention for each head}``.
         llc: ``{data: a curve of λ̂ for each head}``.
         stderr: Their errors.
         again_steps: Of the readings with another sampler seed.
@@ -53,7 +53,7 @@ class Run:
     steps: list[int]
     heads: list[str]
     loss: dict[str, list[float]]
-    scores: list[list[float]]
+    scores: dict[str, list[list[float]]]
     llc: dict[str, list[list[float]]]
     stderr: dict[str, list[list[float]]]
     again_steps: list[int]
@@ -97,13 +97,17 @@ def train(seed: int, scale: Scale, folder: Path) -> Run:
     curves, repeats = llc_curves(readings), llc_curves(others)
     heads = list(dict.fromkeys(name.partition(" on ")[0] for name in curves.names))
 
+    steps = curves.steps.tolist()
+    assert steps == progress.steps
+    scores = {name: torch.stack(values, 1).tolist() for name, values in progress.scores.items()}
+
     def rows(names: tuple[str, ...], values: Tensor) -> dict[str, list[list[float]]]:
         return {key: [values[names.index(f"{head} on {key}")].tolist() for head in heads] for key in data}
 
     health = [e.health for r in (*readings, *others) for found in r.estimates.values() for e in found.values()]
     return Run(
-        steps=curves.steps.tolist(), heads=[head.removeprefix("net.blocks.") for head in heads], loss=progress.loss,
-        scores=torch.stack(progress.scores, 1).tolist(), llc=rows(curves.names, curves.values),
+        steps=steps, heads=[head.removeprefix("net.blocks.") for head in heads], loss=progress.loss,
+        scores=scores, llc=rows(curves.names, curves.values),
         stderr=rows(curves.names, curves.stderr), again_steps=repeats.steps.tolist(),
         again=rows(repeats.names, repeats.values), flagged=sum(not h.ok for h in health) / len(health),
         seconds={"fit": seconds, "readings": sum(r.duration for r in (*readings, *others))},
@@ -112,6 +116,9 @@ def train(seed: int, scale: Scale, folder: Path) -> Run:
 
 LEVELS = 1 / 2, 1 / 10
 """Shares of log V: the induction loss drops from above the first to below the second."""
+
+LOOKS = {"induction": "what followed before", "previous": "the token before"}
+"""Scores in words."""
 
 Check = tuple[str, str, bool]
 """What was to come out, what did, and whether that is it."""
@@ -125,6 +132,17 @@ def drop(run: Run, scale: Scale) -> tuple[int, int] | None:
     return (int(before[-1]), int(after[0])) if len(before) and len(after) and before[-1] < after[0] else None
 
 
+def strongest(run: Run, score: str) -> int:
+    """The head with the largest score in the end."""
+    return int(torch.tensor(run.scores[score])[:, -1].argmax())
+
+
+def relative_change(run: Run, window: tuple[int, int]) -> Tensor:
+    """``|λ̂ after / λ̂ before − 1|`` of each head on all sequences."""
+    own = torch.tensor(run.llc[ALL])
+    return (own[:, window[1]] / own[:, window[0]] - 1).abs()
+
+
 def ranks(values: Tensor) -> list[int]:
     """1 for the largest."""
     return (values.argsort(descending=True).argsort() + 1).tolist()
@@ -132,14 +150,14 @@ def ranks(values: Tensor) -> list[int]:
 
 def judge(run: Run, scale: Scale) -> list[Check]:
     """The paper's three statements about the head whose induction score is the largest in the end."""
-    scores, (own, other) = torch.tensor(run.scores), (torch.tensor(run.llc[ALL]), torch.tensor(run.again[ALL]))
-    best, window = int(scores[:, -1].argmax()), drop(run, scale)
+    own, other = torch.tensor(run.llc[ALL]), torch.tensor(run.again[ALL])
+    best, window = strongest(run, "induction"), drop(run, scale)
     head, checks = run.heads[best], []
     what = "head with the largest induction score has the largest relative change of wrLLC while induction is learnt"
     if window is None:
         checks.append((what, "the induction loss did not drop", False))
     else:
-        change = (own[:, window[1]] / own[:, window[0]] - 1).abs()
+        change = relative_change(run, window)
         place = ranks(change)[best]
         told = f"{head} changes by {change[best]:.0%}, place {place} of {len(change)}"
         checks.append((what, told, place == 1))
@@ -150,7 +168,19 @@ def judge(run: Run, scale: Scale) -> list[Check]:
     on = {key: ranks(torch.tensor(rows)[:, -1])[best] for key, rows in run.llc.items()}
     told = f"{head} from place {on[ALL]} to place {on[REPEATED]}"
     higher = on[REPEATED] < on[ALL] or on[REPEATED] == on[ALL] == 1
-    return [*checks, ("repeated sequences raise that head's rank, or leave it the first", told, higher)]
+    checks.append(("repeated sequences raise that head's rank, or leave it the first", told, higher))
+    whole = all(bool(torch.tensor(rows).isfinite().all()) for rows in (*run.llc.values(), *run.again.values()))
+    return [(what, told, passed and whole) for what, told, passed in checks]
+
+
+def observe(run: Run, scale: Scale) -> str:
+    """Which heads stand out, whatever was expected of them."""
+    window, last = drop(run, scale), torch.tensor(run.llc[REPEATED])[:, -1]
+    said = {"largest on repeated sequences": int(last.argmax())}
+    if window is not None:
+        said["changes most"] = int(relative_change(run, window).argmax())
+    said |= {f"looks most at {where}": strongest(run, name) for name, where in LOOKS.items()}
+    return ", ".join(f"{what}: {run.heads[head]}" for what, head in said.items())
 
 
 def draw(run: Run, scale: Scale, *, title: str) -> Figure:
@@ -163,7 +193,7 @@ def draw(run: Run, scale: Scale, *, title: str) -> Figure:
     (on_all, on_repeated), (scores, losses) = figure.subplots(2, 2, sharex=True)
     axes = {on_all: "wrLLC: all sequences", on_repeated: "wdrLLC: repeated sequences",
             scores: "induction score: share of attention", losses: "loss in nats"}  # fmt: skip
-    best = max(range(len(run.heads)), key=lambda h: run.scores[h][-1])
+    best = strongest(run, "induction")
     for number, head in enumerate(run.heads):
         layer, place = divmod(number, scale.num_heads)
         colour = colormaps[("Blues", "Oranges")[layer]](0.4 + 0.55 * place / max(1, scale.num_heads - 1))
@@ -173,7 +203,7 @@ def draw(run: Run, scale: Scale, *, title: str) -> Figure:
             axis.plot(run.steps, value.tolist(), **style)
             band = ((value - width).tolist(), (value + width).tolist())
             axis.fill_between(run.steps, *band, color=colour, alpha=0.25, lw=0)
-        scores.plot(run.steps, run.scores[number], label=head, **style)
+        scores.plot(run.steps, run.scores["induction"][number], label=head, **style)
     for name, colour in (("induction", "#333333"), ("bigrams", "#999999")):
         losses.plot(run.steps, run.loss[name], color=colour, label=name)
     window = drop(run, scale)
@@ -198,11 +228,13 @@ def heads(seeds: Sequence[int], scale: Scale, folder: Path) -> bool:
         print(f"seed {seed}: {run.seconds['readings']:.0f} of {run.seconds['fit']:.0f} s are readings")
         for what, told, passed in checks:
             print(f"seed {seed}: {'yes' if passed else 'NO '}  {what}: {told}")
+        print(f"seed {seed}: {observe(run, scale)}")
         figure = draw(run, scale, title=f"Heads of an attention-only transformer, seed {seed}: λ̂ ± 1 s.e.")
         figure.savefig(folder / f"refined_llc_heads-{seed}.png")
         with SummaryWriter(str(folder / f"seed{seed}")) as writer:
             writer.add_figure("refined/heads", figure, run.steps[-1])
         record["seeds"][seed] = {
+            "observed": observe(run, scale),
             "checks": [{"what": what, "found": told, "passed": passed} for what, told, passed in checks],
             **asdict(run),
         }

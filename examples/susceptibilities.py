@@ -161,7 +161,7 @@ def _counts(outcomes: list[dict[str, Any]]) -> dict[str, str]:
     met: dict[str, list[bool]] = {}
     for outcome in outcomes:
         met.setdefault("passed", []).append(outcome["passed"])
-        for name, of in outcome["criteria"].items():
+        for name, of in {**outcome["criteria"], **outcome["not required"]}.items():
             for what, good in {name: of}.items() if isinstance(of, bool) else of.items():
                 met.setdefault(name if what == name else f"{name}: {what}", []).append(good)
     return {what: f"{sum(good)} of {len(good)}" for what, good in met.items()}

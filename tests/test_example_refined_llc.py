@@ -68,8 +68,10 @@ def test_a_head_that_looks_everywhere_scores_by_how_often_a_token_was_shown(lear
         torch.nn.init.zeros_(block.attn.q_proj.weight)
     tokens, period = learning.repeated(5, scale, seed=0)
     expected = [(t // p) / (t + 1) for p in period.flatten().tolist() for t in range(p, scale.length)]
-    found = learning.induction_scores(net, tokens, period)
-    assert found.tolist() == pytest.approx([sum(expected) / len(expected)] * 4, rel=1e-5)
+    found = learning.attention_scores(net, tokens, period)
+    assert found["induction"].tolist() == pytest.approx([sum(expected) / len(expected)] * 4, rel=1e-5)
+    previous = sum(1 / (t + 1) for t in range(1, scale.length)) / (scale.length - 1)
+    assert found["previous"].tolist() == pytest.approx([previous] * 4, rel=1e-5)
 
 
 def test_the_network_of_the_paper_has_three_million_weights(learning):
@@ -84,7 +86,8 @@ def run(script):
     return script.Run(
         steps=[0, 2, 4], heads=["0.h0", "0.h1", "1.h0", "1.h1"],
         loss={"induction": [2.0, 1.9, 0.1], "bigrams": [2.0, 1.5, 1.4]},
-        scores=[[0.1, 0.1, 0.1], [0.1, 0.1, 0.1], [0.1, 0.1, 0.2], [0.1, 0.1, 0.9]],
+        scores={"induction": [[0.1, 0.1, 0.1], [0.1, 0.1, 0.1], [0.1, 0.1, 0.2], [0.1, 0.1, 0.9]],
+                "previous": [[0.1, 0.1, 0.1], [0.1, 0.1, 0.8], [0.1, 0.1, 0.1], [0.1, 0.1, 0.1]]},
         llc={"all": own, "repeated": [*own[:3], [1.0, 1.0, 5.0]]}, stderr={"all": own, "repeated": own},
         again_steps=[0, 2, 4], again={"all": own, "repeated": own}, flagged=0.0, seconds={"fit": 1.0, "readings": 0.5},
     )  # fmt: skip
@@ -111,12 +114,26 @@ def test_without_a_drop_the_first_verdict_is_no(script, learning, losses):
 
 def test_every_verdict_can_be_no(script, learning):
     good = run(script)
-    other = replace(good, scores=[[0.1, 0.1, 0.95], *good.scores[1:]])  # the head that does not change at all
+    induction = [[0.1, 0.1, 0.95], *good.scores["induction"][1:]]
+    other = replace(good, scores={**good.scores, "induction": induction})  # the head that does not change at all
     assert verdicts(script, learning, other)[0] is False
     turned = replace(good, again={**good.again, "all": good.again["all"][::-1]})
     assert verdicts(script, learning, turned) == [True, False, False, True]
     lower = replace(good, llc={**good.llc, "repeated": [*good.llc["repeated"][:3], [1.0, 1.0, 0.5]]})
     assert verdicts(script, learning, lower) == [True, True, True, False]
+
+
+def test_a_reading_that_failed_passes_nothing(script, learning):
+    good = run(script)
+    holes = replace(good, again={**good.again, "all": [*good.again["all"][:3], [1.0, math.nan, 3.0]]})
+    assert verdicts(script, learning, holes) == [False] * 4
+
+
+def test_what_stands_out_is_told_whatever_was_expected(script, learning):
+    assert script.observe(run(script), tiny(learning)) == (
+        "largest on repeated sequences: 1.h1, changes most: 1.h1, looks most at what followed before: 1.h1, "
+        "looks most at the token before: 0.h1"
+    )
 
 
 def test_a_tiny_network_from_end_to_end(script, learning, tmp_path, capsys):
@@ -129,7 +146,12 @@ def test_a_tiny_network_from_end_to_end(script, learning, tmp_path, capsys):
     assert record["scale"]["draws"] == 2
     assert outcome["steps"] == [0, 2, 4]
     assert outcome["heads"] == ["0.h0", "0.h1", "1.h0", "1.h1"]
-    for rows in (outcome["llc"]["all"], outcome["stderr"]["repeated"], outcome["scores"], outcome["again"]["all"]):
+    for rows in (
+        outcome["llc"]["all"],
+        outcome["stderr"]["repeated"],
+        outcome["scores"]["previous"],
+        outcome["again"]["all"],
+    ):
         assert [len(row) for row in rows] == [3] * 4
         assert all(math.isfinite(value) for row in rows for value in row)
     assert len(outcome["loss"]["induction"]) == 3
