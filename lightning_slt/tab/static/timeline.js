@@ -1,7 +1,8 @@
 // The timeline: loss, learning coefficients and other numbers over training steps, with stages, events and the cursor.
 import {numberText, withError} from "./dom.js";
 import {figure} from "./figure.js";
-import {extent, linear, logarithm, nearest, padded, stepScale, tickText} from "./scales.js";
+import {finite, stepsOf, thinned, valueScale} from "./lines.js";
+import {nearest, stepScale, tickText} from "./scales.js";
 
 const LEFT = 64;
 const RIGHT = 14;
@@ -14,6 +15,7 @@ const OTHER = 120;
 // model() gives {panels, stages, events, cursor, logSteps, highlight, reliableOnly}; told: {cursor(step), highlight(name)}.
 export function timelineFigure(model, told) {
   let view = null; // steps shown; null: all
+  let all = [0, 1]; // steps that there are, as of the last drawing
   let boxes = [];
   let x = null;
   let edge = 0;
@@ -25,14 +27,12 @@ export function timelineFigure(model, told) {
     return TOP + heights.reduce((sum, h) => sum + h + GAP, 0) - GAP + BOTTOM;
   };
 
-  function whole() {
-    const [low, high] = extent(model().panels.flatMap((panel) => panel.lines.map((line) => line.steps)));
-    return low <= high ? [low, high > low ? high : low + 1] : [0, 1];
-  }
+  const whole = () => all;
 
   function draw(p, width, _, theme) {
     const {panels, logSteps} = model();
-    const [from, to] = view ?? whole();
+    all = stepsOf(panels);
+    const [from, to] = view ?? all;
     edge = width - RIGHT;
     x = stepScale(from, to, LEFT, edge, logSteps);
     boxes = [];
@@ -124,9 +124,9 @@ export function timelineFigure(model, told) {
     for (const chain of (line.chained && line.chains) || []) {
       const dots = drawn.filter(([, , , i]) => finite(chain[i]));
       const path = dots.map(([px, , jump, i]) => [px, y(chain[i]), jump]);
-      p.line(path, {stroke: line.colour, width: 0.6, alpha: 0.45 * strength});
+      p.line(thinned(path), {stroke: line.colour, width: 0.6, alpha: 0.45 * strength});
     }
-    p.line(drawn, {stroke: line.colour, width: line.width, dash: line.dash, alpha: strength});
+    p.line(thinned(drawn), {stroke: line.colour, width: line.width, dash: line.dash, alpha: strength});
     drawDots(p, drawn, line, theme, strength, top, bottom);
   }
 
@@ -248,29 +248,8 @@ export function timelineFigure(model, told) {
   return {...drawn, zoom, reset, places: () => ({x, boxes, view})};
 }
 
-function valueScale(panel, from, to, {top, bottom}, reliableOnly) {
-  const values = [];
-  for (const line of panel.lines) {
-    for (let i = 0; i < line.values.length; i++) {
-      if (line.steps[i] < from || line.steps[i] > to) continue;
-      if (reliableOnly && line.ok !== null && !line.ok[i]) continue;
-      values.push(line.values[i]);
-      if (line.band) values.push(line.low?.[i] ?? null, line.high?.[i] ?? null);
-      if (line.chained) for (const chain of line.chains ?? []) values.push(chain[i]);
-    }
-  }
-  const [low, high] = extent([values]);
-  const positive = panel.log && extent([values.filter((value) => value > 0)]);
-  if (positive && positive[0] <= positive[1]) return logarithm(positive[0] / 1.15, positive[1] * 1.15, bottom, top);
-  return linear(...padded([low, high]), bottom, top);
-}
-
 function lit(line, highlight) {
   return highlight !== null && line.component === highlight;
-}
-
-function finite(value) {
-  return value !== null && value !== undefined && Number.isFinite(value);
 }
 
 function pointLines({line, i}) {
