@@ -3,7 +3,7 @@
 import json
 import runpy
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +126,20 @@ def test_heads_at_a_tiny_size(examples, tmp_path, source):
     assert record["passed"] == (record["criteria"]["raw PC1 ≥ 0.8"] and any(met))
     figure.savefig(tmp_path / "heads.png")
     assert (tmp_path / "heads.png").stat().st_size > 10_000
+
+
+def test_its_results(examples):
+    """The committed results are of the settings that stand in the example, and their summary is theirs."""
+    from susceptibilities import summary
+    from susceptible_heads import MODES, SCALES
+
+    record = json.loads((EXAMPLES / "results" / "susceptibilities.json").read_text())
+    assert record["heads settings"] == asdict(SCALES["small"])
+    assert record["heads summary"] == summary(record["heads"])
+    for of in record["heads"]:
+        mine, control = of["modes"], of["control"]
+        met = [
+            mine[mode]["AUC"] >= 0.9 and mine[mode]["AUC"] > control[mode]["AUC"] and mine[mode]["correlation"] >= 0.7
+            for mode in MODES
+        ]
+        assert of["passed"] == (of["raw PC1"] >= 0.8 and any(met))
