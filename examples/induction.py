@@ -13,10 +13,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Sizes of network, data and readings."""
+    """Sizes of network, data and readings.
+
+    `words` says of how many tokens repeated sequences are made, `longest` how many stand in them before they repeat;
+    None for the whole vocabulary and for half of the sequence.
+    """
 
     vocabulary: int = 64
     length: int = 32
+    words: int | None = None
+    longest: int | None = None
     width: int = 32
     num_heads: int = 4
     steps: int = 1500
@@ -34,6 +40,7 @@ class Scale:
 
 SCALES = {
     "small": Scale(),
+    "few-words": Scale(words=24, longest=12),
     "paper": Scale(
         vocabulary=5000, length=1024, width=256, num_heads=8, steps=50_000, every=1000, batch=100, learning_rate=1e-3,
         sequences=50_000, sampled=4096, draws=200, burnin=0, minibatch=64, accelerator="auto",
@@ -57,16 +64,17 @@ def bigrams(count: int, scale: Scale, *, seed: int) -> Tensor:
 
 
 def repeated(count: int, scale: Scale, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Random tokens, all different, over and over with a period of a fifth to half of the sequence.
+    """Random tokens, all different, over and over with a random period, so that no fixed distance foretells one.
 
-    The period is random, so that no fixed distance foretells a token.
+    Periods reach from two fifths of the longest one to the longest one.
 
     Returns:
         Tokens ``[sample, token]`` and periods ``[sample, 1]``.
     """
     g = torch.Generator().manual_seed(seed)
-    period = torch.randint(scale.length // 5, scale.length // 2 + 1, (count, 1), generator=g)
-    shown = torch.rand(count, scale.vocabulary, generator=g).argsort(1)[:, : scale.length // 2]
+    longest = scale.longest or scale.length // 2
+    period = torch.randint(2 * longest // 5, longest + 1, (count, 1), generator=g)
+    shown = torch.rand(count, scale.words or scale.vocabulary, generator=g).argsort(1)[:, :longest]
     return shown.gather(1, torch.arange(scale.length) % period), period
 
 

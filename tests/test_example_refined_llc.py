@@ -60,6 +60,14 @@ def test_repeated_sequences_come_back_after_their_period_and_not_before(learning
     assert not torch.equal(tokens, learning.repeated(300, scale, seed=1)[0])
 
 
+def test_repeated_sequences_of_few_words(learning):
+    tokens, period = learning.repeated(300, learning.SCALES["few-words"], seed=0)
+    assert set(period.flatten().tolist()) == set(range(4, 13))
+    assert set(tokens.flatten().tolist()) == set(range(24))
+    for row, p in zip(tokens, period.flatten().tolist(), strict=True):
+        assert torch.equal(row[p:], row[:-p])
+
+
 def test_a_head_that_looks_everywhere_scores_by_how_often_a_token_was_shown(learning):
     """Uniform attention: of t + 1 places, those behind an earlier showing of token t, one for each past period."""
     scale = tiny(learning)
