@@ -5,7 +5,7 @@ weights and generalizes; the other has memorized random labels of the same pictu
 as well. Their training losses are equal, their LLCs and loss kernels are not. Then a network is fine-tuned on digits of
 which 3 and 8 are swapped, and held against itself, trained on as before.
 
-    python examples/same_loss.py                     # about a minute on two cores
+    python examples/same_loss.py                     # under three minutes of one core
     python examples/same_loss.py --seeds 0 1 2
 
 It prints both reports, says whether the result came out, and writes figures and numbers to `runs/same_loss`.

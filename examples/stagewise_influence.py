@@ -5,7 +5,7 @@ item. A two-layer linear network learns the tree from its root to its leaves. As
 apart, more of one helps the other; once their branch is being learned it harms. So an item's influence on its sibling
 turns later than on its cousin, and each peaks while the branch between them is learned.
 
-    python examples/stagewise_influence.py                # one network, about a minute
+    python examples/stagewise_influence.py                # one network, a quarter of a minute
     python examples/stagewise_influence.py --seeds 0 1 2 3 4
 
 It prints when influences turn and peak beside the times at which the modes of the data are half learned, compares their

@@ -56,7 +56,7 @@ def side_of(given: Given, *, step: int | None = None) -> Side:
         step: The reading at this step, or the last one before; None is the last of all.
 
     Raises:
-        ValueError: If there is no such reading.
+        ValueError: If there is no such reading, or several monitors have one of the same name.
     """
     if isinstance(given, Mapping):
         return _of_results(given)
@@ -65,6 +65,13 @@ def side_of(given: Given, *, step: int | None = None) -> Side:
     if not made:
         raise ValueError(f"there is no reading{'' if step is None else f' up to step {step}'} in {given}")
     last = {reading.name: reading for reading in sorted(made, key=lambda r: r.step)}.values()
+    places = [(f"{c}/{key}", r.name) for r in last for c, by_key in r.estimates.items() for key in by_key]
+    owners = {where: [name for other, name in places if other == where] for where, _ in places}
+    if twice := next((where for where, names in owners.items() if len(names) > 1), None):
+        raise ValueError(
+            f"the monitors {' and '.join(map(repr, owners[twice]))} both have {twice}; compare the readings of one: "
+            f"load_records(run, name={owners[twice][0]!r})"
+        )
     described = next((reading.settings for reading in last if reading.settings), {})
     count = str(described.get("samples", "")).rpartition(" of ")[2]
     return Side(

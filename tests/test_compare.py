@@ -201,3 +201,22 @@ def test_what_cannot_be_compared() -> None:
         slt.compare({"llc": value}, {"other": value})
     with pytest.raises(ValueError, match="there is no reading"):
         slt.compare([], [])
+    two = [reading_of(name, value) for name in ("slt", "other")]
+    with pytest.raises(ValueError, match=r"the monitors 'slt' and 'other' both have full/llc; .*name='slt'"):
+        slt.compare(two, two)
+    assert slt.compare(two[:1], two[:1]).differences["full/llc"].z == 0
+
+
+def reading_of(name: str, value: slt.Estimate) -> slt.Reading:
+    return slt.Reading(
+        name=name,
+        index=0,
+        step=1,
+        global_step=1,
+        epoch=0,
+        time=0.0,
+        duration=1.0,
+        overhead=0.0,
+        settings={},
+        estimates={"full": {"llc": value}},
+    )

@@ -49,7 +49,9 @@ class Difference(NamedTuple):
 
     @property
     def z(self) -> float:
-        """Difference over its standard error."""
+        """Difference over its standard error; 0 where there is none."""
+        if self.difference == 0:
+            return 0.0
         return self.difference / self.stderr if self.stderr > 0 else math.nan
 
 

@@ -79,10 +79,13 @@ def analyze(
     left = [checkpoint for checkpoint in found if checkpoint.step not in done.steps]
     if len(left) < len(found):
         rank_zero_info(f"{len(found) - len(left)} of {len(found)} checkpoints were read before; {folder} has them")
+    known = _settings_of_run(found[-1], callbacks)
+    for key in known.keys() - done.states.keys():
+        rank_zero_info(f"{key}: what is left open goes on with the settings that the run's own monitor {key!r} found")
     with _weights_put_back(module):
         for callback in callbacks:
             callback.setup(trainer, as_module, "fit")
-        for key, state in (_settings_of_run(found[-1], callbacks) | done.states).items():
+        for key, state in (known | done.states).items():
             next(c for c in callbacks if c.state_key == key).load_state_dict(state)
         for number, checkpoint in enumerate(Tqdm(left, desc="checkpoints", disable=not progress)):
             load_into(module, checkpoint.weights(), where=str(checkpoint.path))
