@@ -1,30 +1,26 @@
-"""Saved weights of a run: where they are, of which step they are, and how they get into a module.
-
-Files are read without running code that they may hold (``weights_only``, safetensors).
-"""
+"""Saved weights of a run: where they are, and of which step they are."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_slt.types import Params
+from lightning_slt.weights import content_of, parts_of
 
 ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-WHOLE_MODELS = ("model.safetensors", "pytorch_model.bin")
-"""What a folder of a Hugging Face revision holds."""
+WHOLE_MODELS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
+)  # fmt: skip
+"""What a folder of a Hugging Face revision holds, the one to take first."""
 
-WRAPPERS = ("module.", "model.", "_forward_module.", "_orig_mod.")
-"""Prefixes that wrappers (DDP, a LightningModule around the network, Fabric, ``torch.compile``) put before names."""
+SNAPSHOTS, REFS = "snapshots", "refs"
+"""Folders of a repository in Hugging Face's cache: ``snapshots/<hash>/`` with files, ``refs/<name>`` with a hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +28,7 @@ class Checkpoint:
     """Weights of one step.
 
     Attributes:
-        path: Where they are.
+        path: Where they are; of shards their index.
         step: The x axis of the logs: batches that stepped the optimizer.
         global_step: Optimizer steps.
         epoch: Epoch; 0 where the file does not say.
@@ -46,23 +42,42 @@ class Checkpoint:
     callbacks: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def weights(self) -> Params:
-        """The weights and buffers by name."""
-        content = _content(self.path)
+        """The weights and buffers by name.
+
+        Raises:
+            ValueError: If the file cannot be read.
+        """
+        content = content_of(self.path)
         found = content.get("state_dict", content)
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(part.stat().st_size for part in parts_of(self.path))
 
-def find_checkpoints(place: str | Path | Sequence[str | Path]) -> list[Checkpoint]:
+    @property
+    def version(self) -> tuple[tuple[str, int, int], ...]:
+        """What changes where the files do: names, sizes and times."""
+        stats = [(part.name, part.stat()) for part in parts_of(self.path)]
+        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def find_checkpoints(
+    place: str | Path | Sequence[str | Path], *, broken: dict[Path, str] | None = None
+) -> list[Checkpoint]:
     """All checkpoints of a run in the order of their steps; of one step only the first by name.
 
     Args:
         place: A folder with checkpoints of Lightning (``.ckpt``), saved state dicts (``.pt``, ``.pth``, ``.bin``,
-            ``.safetensors``) or folders of Hugging Face revisions; a single file; or a list of these. Files that do not
-            say their step have it in their name, or in that of their folder: ``step=100.pt``, ``step1000/``.
+            ``.safetensors``) or folders of Hugging Face revisions, whole or in shards; a repository of Hugging Face's
+            cache, ``models--<owner>--<name>``; a single file; or a list of these. Files that do not say their step have
+            it in their name, in that of their folder, or of the revision: ``step=100.pt``, ``step1000/``.
+        broken: Takes files that cannot be read, or whose step is not known, with the reason; None raises there.
 
     Raises:
         FileNotFoundError: If there is nothing.
-        ValueError: If a file cannot be read, or its step is not known.
+        ValueError: If a file cannot be read, or its step is not known, or nothing can be read.
     """
     places = [place] if isinstance(place, str | Path) else list(place)
     paths = [path for given in places for path in _files(Path(given))]
@@ -71,67 +86,103 @@ def find_checkpoints(place: str | Path | Sequence[str | Path]) -> list[Checkpoin
             f"no checkpoints in {', '.join(map(str, places))}; expected files that end in {', '.join(ENDINGS)}"
         )
     found: dict[int, Checkpoint] = {}
-    for checkpoint in map(_describe, paths):
-        found.setdefault(checkpoint.step, checkpoint)
+    for path in paths:
+        try:
+            checkpoint = _describe(path)
+        except ValueError as error:
+            if broken is None or len(paths) == 1:
+                raise
+            broken[path] = str(error)
+        else:
+            found.setdefault(checkpoint.step, checkpoint)
+    if not found:
+        assert broken
+        first, reason = next(iter(broken.items()))
+        raise ValueError(f"none of {len(paths)} files can be read; the first is {first}: {reason}")
     return [found[step] for step in sorted(found)]
 
 
-def load_into(module: nn.Module, weights: Params, *, where: str = "the checkpoint") -> None:
-    """Put weights into a module; names may differ by the prefix of a wrapper.
+def choose(
+    found: Sequence[Checkpoint],
+    *,
+    steps: str | Collection[int] | None = None,
+    every: int = 1,
+    last: int | None = None,
+) -> list[Checkpoint]:
+    """Some of the checkpoints.
+
+    Args:
+        found: In the order of steps.
+        steps: Those at these steps, as numbers or written "0,1,2,1000:143000:1000": both ends of ``first:last:stride``
+            are meant. A single step that there is none of is an error, one inside a range is not.
+        every: The first of them, and every so many from there.
+        last: The last so many of these.
 
     Raises:
-        ValueError: If names or shapes do not fit, with the first that do not.
+        ValueError: If nothing is left, or the words make no sense.
+
+    >>> of = [Checkpoint(path=Path(f"step{s}"), step=s, global_step=s) for s in (0, 1, 2, 1000, 2000, 3000)]
+    >>> [c.step for c in choose(of, steps="0,1000:3000:1000")], [c.step for c in choose(of, every=2, last=2)]
+    ([0, 1000, 2000, 3000], [2, 2000])
     """
-    own = {name: value.shape for name, value in module.state_dict().items()}
-    for named in _renamed(weights):
-        if named.keys() >= own.keys() and all(named[name].shape == shape for name, shape in own.items()):
-            module.load_state_dict({name: named[name] for name in own})
-            return
-    closest = max(_renamed(weights), key=lambda named: len(named.keys() & own.keys()))
-    missing = [name for name in own if name not in closest]
-    wrong = [
-        f"{name} {tuple(closest[name].shape)} for {tuple(shape)}"
-        for name, shape in own.items()
-        if name in closest and closest[name].shape != shape
-    ]
-    raise ValueError(
-        f"{where} does not fit {type(module).__name__}: missing {missing[:4] or 'nothing'}, of another shape "
-        f"{wrong[:4] or 'none'}, unknown {[name for name in closest if name not in own][:4] or 'nothing'}. "
-        "Build the module with the settings that it was trained with"
-    )
+    for name, count in (("every", every), ("last", 1 if last is None else last)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a whole number from 1, got {count!r}")
+    known = [checkpoint.step for checkpoint in found]
+    wanted = set(known) if steps is None else _wanted(steps, known)
+    chosen = [checkpoint for checkpoint in found if checkpoint.step in wanted][::every]
+    if not chosen:
+        raise ValueError(f"none of the {len(found)} checkpoints, steps {known[0]} to {known[-1]}, is among {steps!r}")
+    return chosen if last is None else chosen[-last:]
+
+
+def _wanted(steps: str | Collection[int], known: Sequence[int]) -> set[int]:
+    wanted: set[int] = set()
+    for part in steps.split(",") if isinstance(steps, str) else map(str, steps):
+        if re.fullmatch(r"\s*\d+\s*(:\s*\d+\s*(:\s*0*[1-9]\d*\s*)?)?", part) is None:
+            raise ValueError(
+                f"steps are written 1000, or first:last, or first:last:stride, several with commas; got {part!r}"
+            )
+        first, *rest = (int(number) for number in part.split(":"))
+        span, stride = range(first, (rest or [first])[0] + 1), (*rest, 1, 1)[1]
+        here = {step for step in known if step in span and (step - first) % stride == 0}
+        if not rest and not here:
+            nearest = min(known, key=lambda step: abs(step - first))
+            raise ValueError(f"there is no checkpoint of step {first}; the nearest is of step {nearest}")
+        wanted |= here
+    return wanted
 
 
 def _files(place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
+    if not place.is_dir():
+        return [place] if place.is_file() else []
     whole = [place / name for name in WHOLE_MODELS if (place / name).is_file()]
     if whole:
         return whole[:1]
-    below = [path for path in sorted(place.iterdir()) if path.suffix in ENDINGS] if place.is_dir() else []
-    revisions = [file for path in sorted(place.glob("*/")) for file in _files(path)] if place.is_dir() else []
-    return [path for path in (*below, *revisions) if not path.name.startswith(".")]
+    folders = [path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    repositories = [path.name for path in folders if (path / SNAPSHOTS).is_dir()]
+    if len(repositories) > 1:
+        raise ValueError(f"{place} holds several models, {', '.join(repositories)}; name the folder of one")
+    sharded = [path for path in folders if path.suffix in ENDINGS and (path / ".metadata").is_file()]
+    alone = [path for path in sorted(place.iterdir()) if path.is_file() and path.suffix in ENDINGS]
+    below = [path for path in (*alone, *sharded) if not path.name.startswith(".")]
+    revisions = [file for path in folders if path not in sharded for file in _files(path)]
+    named = [file for file in revisions if not _is_unnamed_revision(file)]
+    return [*below, *named] if named else [*below, *revisions]
 
 
-def _content(path: Path) -> Mapping[str, Any]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as plain weights: {reason}. Files that hold other objects are not run; save their "
-            "weights alone: torch.save(module.state_dict(), 'step=100.pt')"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds {type(content).__name__}, expected weights by name")
-    return content
+def _is_unnamed_revision(path: Path) -> bool:
+    """Whether this is what ``main`` or no name at all points to in Hugging Face's cache."""
+    return path.parent.parent.name == SNAPSHOTS and _step_in(_names(path)) is None
 
 
 def _describe(path: Path) -> Checkpoint:
-    content = {} if path.suffix == ".safetensors" else _content(path)
+    parts_of(path)  # shards that are missing are told of here
+    content = {} if ".safetensors" in path.suffixes else content_of(path)
     if "global_step" not in content:
-        step = _step_of_name(path)
+        step = _step_in(_names(path))
+        if step is None:
+            raise ValueError(f"the step of {path} is not known: {_how_to_name(path)}")
         return Checkpoint(path=path, step=step, global_step=step)
     return Checkpoint(
         path=path,
@@ -156,21 +207,27 @@ def _logged_step(content: Mapping[str, Any]) -> int:
     return int(loop["epoch_loop.state_dict"]["_batches_that_stepped"]) + int(within)
 
 
-def _step_of_name(path: Path) -> int:
-    for name in (path.stem, path.parent.name):
-        marked = re.findall(r"step[=_-]?(\d+)", name)
-        numbers = marked or re.findall(r"\d+", name)
+def _names(path: Path) -> Iterator[str]:
+    """Names that may hold the step of a file: its own, and its folder's or those of a revision in a cache."""
+    folder = path.parent
+    if folder.parent.name == SNAPSHOTS:
+        refs = folder.parent.parent / REFS
+        found = [file for file in sorted(refs.rglob("*")) if file.is_file()] if refs.is_dir() else []
+        yield from (file.name for file in found if file.read_text().strip() == folder.name)
+    else:
+        yield path.stem
+        yield from re.findall(r"step[=_-]?\d+|\d+$", folder.name)[:1]  # no 70 of a folder called pythia-70m
+
+
+def _step_in(names: Iterator[str]) -> int | None:
+    for name in names:
+        numbers = re.findall(r"step[=_-]?(\d+)", name) or re.findall(r"\d+", name)
         if numbers:
             return int(numbers[-1])
-    raise ValueError(f"the step of {path} is not known: name it for instance {path.stem}-step=100{path.suffix}")
+    return None
 
 
-def _renamed(weights: Params) -> list[Params]:
-    """The weights as named, and without the prefixes that wrappers put before names, or with one."""
-    compiled = {name.replace("_orig_mod.", ""): value for name, value in weights.items()}
-    found = [weights, compiled]
-    for prefix in WRAPPERS:
-        inner = {name.removeprefix(prefix): v for name, v in compiled.items() if name.startswith(prefix)}
-        found += [inner] if inner else []
-        found.append({f"{prefix}{name}": value for name, value in compiled.items()})
-    return found
+def _how_to_name(path: Path) -> str:
+    if path.parent.parent.name == SNAPSHOTS:
+        return f"no file of {path.parent.parent.parent / REFS} with a step in its name holds {path.parent.name}"
+    return f"name it for instance {path.stem}-step=100{path.suffix}"

@@ -14,8 +14,8 @@ ROOT = Path(lightning_slt.__file__).parent
 LAYERS = [
     {"types", "version", "seeding", "memory", "boundary"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
-    | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "checkpoints", "files"},
-    {"data", "health", "samplers", "records", "covariances", "groupings", "responses", "compression"},
+    | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "weights", "files"},
+    {"data", "health", "samplers", "records", "covariances", "groupings", "responses", "compression", "checkpoints"},
     {"passes", "estimators", "motion", "store", "events"},
     {"sampling"},
     {"preflight", "published", "chains"},

@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import lightning_slt as slt
-from lightning_slt.checkpoints import find_checkpoints, load_into
+from lightning_slt.checkpoints import find_checkpoints
 from lightning_slt.cli import main
 from lightning_slt.losses import classification
+from lightning_slt.weights import load_into
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

@@ -20,8 +20,9 @@ from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.listening import Listener
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.replay import Replay
-from lightning_slt.checkpoints import Checkpoint, find_checkpoints, load_into
+from lightning_slt.checkpoints import Checkpoint, find_checkpoints
 from lightning_slt.records import FOLDER, Reading, load_records
+from lightning_slt.weights import load_into
 
 STATE = "analysis.pt"
 """What lets an analysis go on where it was stopped, beside the records."""
