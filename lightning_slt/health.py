@@ -18,6 +18,9 @@ from lightning_slt.types import Health, student_t_cdf
 
 Bounds = tuple[float | None, float | None]
 
+DIVERGES = 4.0
+"""Stability number from which on a step diverges, whatever the sampler; see ``Sampler.stability``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:

@@ -29,6 +29,9 @@ LossFn = Callable[[nn.Module, Batch], Tensor]
 FunctionalLoss = Callable[[Params, Batch], Tensor]
 """The same as a function of the weights alone."""
 
+LEVEL = 0.9
+"""Coverage of an estimate's band wherever it is shown."""
+
 
 def is_amount(value: object) -> bool:
     """Whether a setting is a finite number, zero or more.
@@ -187,7 +190,7 @@ class Estimate:
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
 
-    def interval(self, level: float = 0.9) -> tuple[float, float]:
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
         r"""Central interval that covers the expectation with probability ``level``.
 
         ``mean ± t · stderr`` with Student's t of C − 1 degrees of freedom, C the number of live chains:

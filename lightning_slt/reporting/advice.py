@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from lightning_slt.estimators.base import Estimator
-from lightning_slt.health import Thresholds
+from lightning_slt.health import DIVERGES, Thresholds
 
 ADVICE = {
     "above_anchor": "the loss does not rise above the anchor's: the network still learns fast, or raise num_draws",
@@ -30,9 +30,6 @@ ADVICE = {
     "reliability": "single correlations are mostly noise: raise num_chains or num_draws, or look at group means only",
 }
 """One line for each check of :class:`lightning_slt.health.Thresholds`."""
-
-DIVERGES = 4.0
-"""Stability number from which on a step diverges, whatever the sampler; see ``Sampler.stability``."""
 
 
 def worthless(results: Mapping[str, Mapping[str, Any]], *, exact: bool) -> dict[str, str]:

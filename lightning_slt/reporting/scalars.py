@@ -8,12 +8,9 @@ from typing import Any
 
 from lightning_slt.estimators.base import SCALAR_FIELDS
 from lightning_slt.results import Result
-from lightning_slt.types import Estimate
+from lightning_slt.types import LEVEL, Estimate
 
 FIELDS = (*SCALAR_FIELDS, "ok")
-LEVEL = 0.9
-"""Coverage of the band from ``lower`` to ``upper``."""
-
 
 Keys = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Names of the scalars of every estimate, beside ``ok``: ``{component: {key: fields}}``."""

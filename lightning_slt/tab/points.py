@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from lightning_slt.health import SMALL_IS_BAD, Thresholds
-from lightning_slt.reporting.advice import DIVERGES
-from lightning_slt.reporting.scalars import LEVEL
-from lightning_slt.types import student_t_quantile
+from lightning_slt.health import DIVERGES, SMALL_IS_BAD, Thresholds
+from lightning_slt.types import LEVEL, student_t_quantile
 
 USUAL = Thresholds()
 
