@@ -13,7 +13,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from lightning_slt.callbacks.offline import analyze, follows_readings
+from lightning_slt.callbacks.analysis import follows_readings
+from lightning_slt.callbacks.offline import analyze
 from lightning_slt.comparing import compare
 from lightning_slt.tab.report import DETAILED, write_report
 

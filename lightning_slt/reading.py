@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
@@ -36,6 +36,8 @@ from lightning_slt.seeding import derive_seed
 from lightning_slt.snapshot import Snapshot, fetch_probes, prepare, take_snapshot
 from lightning_slt.sources import source_parts
 from lightning_slt.types import Batch, LossFn
+
+T = TypeVar("T")
 
 MONITOR_CONDITION = 1.0
 """κ at the first anchor of a run: curvature grows several times over in training, and κ with it, towards 3 to 10."""
@@ -74,6 +76,19 @@ class Request:
     loss_fn: LossFn | None
 
 
+class Recall(Protocol):
+    """Gives what was found around an anchor before, or has it made; both are the same to the bit."""
+
+    def __call__(self, reader: Reader, anchor: Anchor, key: str, make: Callable[[], T]) -> T:
+        """What ``make`` gives; ``key`` says what that is, beside weights, data, seed and what was asked for."""
+        ...
+
+
+def make_anew(reader: Reader, anchor: Anchor, key: str, make: Callable[[], T]) -> T:
+    """Nothing was found before."""
+    return make()
+
+
 class Reader:
     """Makes the readings of one module.
 
@@ -83,6 +98,7 @@ class Reader:
         source: Data, see :func:`lightning_slt.data.load_data`.
         to_device: Moves a collated batch to the module's device; None does just that.
         context: Makes the context of each evaluation, such as autocast.
+        recall: Looks up what another process may have found, see :class:`Recall`.
     """
 
     def __init__(
@@ -93,9 +109,10 @@ class Reader:
         *,
         to_device: Callable[[Batch], Batch] | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        recall: Recall = make_anew,
     ) -> None:
         """Fetch the data and check everything that can be known now."""
-        self.request, self.module, self.context = request, module, context
+        self.request, self.module, self.context, self.recall = request, module, context, recall
         self.work = divide(module, request.components, request.estimators)
         self.settings: Settings | None = None
         self._measured: tuple[Anchor, float] | None = None
@@ -227,13 +244,17 @@ class Reader:
 
     def _curvature_at(self, anchor: Anchor, settings: Settings) -> float:
         """λ_max over the components, measured once for each anchor."""
-        if self._measured is None or self._measured[0] is not anchor:
+
+        def measure() -> float:
             with self.isolated():
                 snapshot = self._snapshot(anchor)
                 found = curvatures(
                     snapshot.posterior, snapshot.components, self.data, self.sampling, nbeta=settings.nbeta
                 )
-            self._measured = anchor, max(c.value for c in found.values())
+            return max(c.value for c in found.values())
+
+        if self._measured is None or self._measured[0] is not anchor:
+            self._measured = anchor, self.recall(self, anchor, f"curvature at nbeta={settings.nbeta!r}", measure)
         return self._measured[1]
 
     def read(
@@ -257,16 +278,20 @@ class Reader:
         Returns:
             ``{component: {key: estimate}}``.
         """
-        with self.isolated():
-            return make_reading(
-                self._snapshot(anchor),
-                self.work,
-                settings,
-                seed=self.request.sampling.seed,
-                chains=chains,
-                reduce=reduce,
-                on_step=on_step,
-            )
+
+        def make() -> dict[str, Results]:
+            with self.isolated():
+                return make_reading(
+                    self._snapshot(anchor),
+                    self.work,
+                    settings,
+                    seed=self.request.sampling.seed,
+                    chains=chains,
+                    reduce=reduce,
+                    on_step=on_step,
+                )
+
+        return self.recall(self, anchor, f"reading with {settings!r}", make)
 
     def _snapshot(self, anchor: Anchor) -> Snapshot:
         components = self.work.components

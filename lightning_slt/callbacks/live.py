@@ -17,7 +17,7 @@ from lightning_slt.callbacks.history import History, Kept
 from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.listening import tell
 from lightning_slt.callbacks.peers import Peers
-from lightning_slt.callbacks.replay import is_replay
+from lightning_slt.callbacks.replay import is_replay, recall_of
 from lightning_slt.callbacks.resume import changes, freeze, thaw
 from lightning_slt.callbacks.surroundings import evaluation_context, mover, steps_of_run
 from lightning_slt.plan import FailedReadingError, OnFailure, report_failures
@@ -38,6 +38,18 @@ class _Look(NamedTuple):
 
     settings: Settings
     seconds: float
+
+
+def reader_of(trainer: pl.Trainer, module: pl.LightningModule, name: str, request: Request, source: Any) -> Reader:
+    """What makes a monitor's readings as the Trainer evaluates; ``source`` None is the Trainer's own training set."""
+    return Reader(
+        request,
+        module,
+        trainer.train_dataloader if source is None else source,
+        to_device=mover(trainer, module),
+        context=evaluation_context(trainer),
+        recall=recall_of(trainer, name),
+    )
 
 
 class LiveReadings:
@@ -72,10 +84,7 @@ class LiveReadings:
         self.trainer, self.name, self.budget, self.on_failure = trainer, name, budget, on_failure
         self._began_at, self._length = trainer.global_step, steps_of_run(trainer)
         self.peers = Peers(trainer)
-        source = trainer.train_dataloader if source is None else source
-        self.reader = Reader(
-            request, module, source, to_device=mover(trainer, module), context=evaluation_context(trainer)
-        )
+        self.reader = reader_of(trainer, module, name, request, source)
         self.keys = result_keys(self.reader.work)
         self.verdicts = Verdicts(request.estimators, name)
         self.history = History()

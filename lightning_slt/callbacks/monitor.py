@@ -19,7 +19,7 @@ from lightning_slt.callbacks.budget import Budget
 from lightning_slt.callbacks.checks import check_name, check_names, check_settings, check_steps, explained
 from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.live import LiveReadings
-from lightning_slt.callbacks.replay import is_replay
+from lightning_slt.callbacks.replay import clock_of, is_replay
 from lightning_slt.callbacks.schedule import LogSteps, Schedule
 from lightning_slt.callbacks.surroundings import record_dir, steps_of_run
 from lightning_slt.callbacks.watchers import Watchers, check_watched
@@ -232,7 +232,7 @@ class SLTMonitor(Callback):
             finder.look(trainer, module)
         fast = bool(getattr(trainer, "fast_dev_run", False))
         unlimited = fast or is_replay(trainer)  # there is no training time to hold readings against
-        budget = Budget(None if unlimited else self.max_overhead, clock=self._clock)
+        budget = Budget(None if unlimited else self.max_overhead, clock=clock_of(trainer, self._clock))
         with budget.charged():
             self._live = LiveReadings(
                 trainer,

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import pickle
+from collections.abc import Collection, Sequence
+from copy import deepcopy
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
-import lightning.pytorch as pl
-import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.multiprocessing.spawn import ProcessExitedException
 
-from lightning_slt.boundary import check_module
-from lightning_slt.callbacks.finder import SamplerFinder
-from lightning_slt.callbacks.listening import Listener
-from lightning_slt.callbacks.monitor import SLTMonitor
-from lightning_slt.callbacks.replay import Replay
-from lightning_slt.checkpoints import Checkpoint, find_checkpoints
-from lightning_slt.records import FOLDER, Reading, load_records
-from lightning_slt.weights import load_into
+from lightning_slt.callbacks.analysis import Analysis
+from lightning_slt.records import Reading
 
-STATE = "analysis.pt"
-"""What lets an analysis go on where it was stopped, beside the records."""
+StartMethod = Literal["spawn", "fork"]
 
 
 def analyze(
@@ -37,12 +31,17 @@ def analyze(
     run_dir: str | Path = "slt_analysis",
     precision: str = "32-true",
     progress: bool = True,
+    steps: str | Collection[int] | None = None,
+    every: int = 1,
+    last: int | None = None,
+    devices: int = 1,
+    start_method: StartMethod = "spawn",
 ) -> list[Reading]:
     """Read saved checkpoints of a run with the same monitors, records and TensorBoard output as live.
 
     The readings equal those of the live run on the same weights: the code is the same, and settings that the live
     monitor found are taken from the checkpoints, where they have them. An analysis that was stopped goes on with the
-    checkpoints that are left, given the same ``run_dir``.
+    checkpoints that are left, given the same ``run_dir``. A file that cannot be read is left out with a warning.
 
     Args:
         module: The network, built as for training, on the device to run on; its weights are put back in the end.
@@ -52,137 +51,85 @@ def analyze(
         data: What the Trainer's training set would be; None for the module's own ``train_dataloader()``.
         run_dir: Folder of records and TensorBoard logs.
         precision: "bf16-mixed" where the run was trained so, else "32-true".
-        progress: Show a bar.
+        progress: Show a bar, with the time that is left.
+        steps: Only these, see :func:`lightning_slt.checkpoints.choose`, here and below.
+        every: Only every so many of them.
+        last: Only the last so many of these.
+        devices: Processes, each on a device of the module's kind, that share the checkpoints. Nothing else changes: the
+            readings are the same to the bit on the same kind of device with as many threads.
+        start_method: Of several processes: "spawn" sends module, callbacks and data to each; "fork", on CPUs alone,
+            is for what cannot be sent.
 
     Returns:
-        The readings, those of an earlier part of the analysis included.
+        The readings in the order of steps, those of an earlier part of the analysis included.
 
     Raises:
         FileNotFoundError: If there are no checkpoints.
-        ValueError: If they do not fit the module, or a callback has nothing to do with readings.
-        TypeError: If there are no data.
+        ValueError: If they do not fit the module, a callback has nothing to do with readings, or the ``run_dir`` was
+            begun with something else.
+        TypeError: If there are no data, or something cannot be sent to other processes.
+        RuntimeError: If a process was killed.
     """
-    check_module(module)
-    _check_callbacks(callbacks)
-    found = find_checkpoints(checkpoints)
-    folder = Path(run_dir)
-    replay = Replay(
-        module,
-        callbacks,
-        data=_data_of(module) if data is None else data,
-        loggers=[TensorBoardLogger(folder.parent, name=folder.name, version="")],
-        folder=folder,
-        precision=precision,
-        last_step=found[-1].global_step,
-    )
-    trainer, as_module = replay.as_trainer, cast(pl.LightningModule, module)
-    done = _Progress(folder / FOLDER / STATE, callbacks)
-    left = [checkpoint for checkpoint in found if checkpoint.step not in done.steps]
-    if len(left) < len(found):
-        rank_zero_info(f"{len(found) - len(left)} of {len(found)} checkpoints were read before; {folder} has them")
-    known = _settings_of_run(found[-1], callbacks)
-    for key in known.keys() - done.states.keys():
-        rank_zero_info(f"{key}: what is left open goes on with the settings that the run's own monitor {key!r} found")
-    with _weights_put_back(module):
-        for callback in callbacks:
-            callback.setup(trainer, as_module, "fit")
-        for key, state in (known | done.states).items():
-            next(c for c in callbacks if c.state_key == key).load_state_dict(state)
-        for number, checkpoint in enumerate(Tqdm(left, desc="checkpoints", disable=not progress)):
-            load_into(module, checkpoint.weights(), where=str(checkpoint.path))
-            replay.goes_to(checkpoint)
-            _visit(trainer, as_module, callbacks, first=number == 0)
-            done.note(checkpoint.step)
-        for callback in callbacks if left else ():
-            callback.on_train_end(trainer, as_module)
-            callback.on_fit_end(trainer, as_module)
-    _close(replay.loggers)
-    return load_records(folder)
+    analysis = Analysis(
+        module, checkpoints, callbacks, data=data, run_dir=run_dir, precision=precision, progress=progress,
+        steps=steps, every=every, last=last,
+    )  # fmt: skip
+    run(analysis, devices=devices, start_method=start_method)
+    return analysis.readings
 
 
-def follows_readings(callback: Callback) -> bool:
-    """Whether a callback takes readings, finds settings for them, or listens to them."""
-    return isinstance(callback, SLTMonitor | SamplerFinder | Listener)
+def run(analysis: Analysis, *, devices: int = 1, start_method: StartMethod = "spawn") -> None:
+    """Read what is left of an analysis, see :func:`analyze`.
+
+    Raises:
+        ValueError: If the number of devices cannot be, or no checkpoint can be read.
+        TypeError: If something cannot be sent to other processes.
+        RuntimeError: If a process was killed.
+    """
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"devices must be a whole number from 1, got {devices!r}; write devices=2")
+    analysis.begin()
+    if min(devices, len(analysis.left)) < 2:
+        analysis.replay()
+    else:
+        _launch(analysis, min(devices, len(analysis.left)), start_method)
+    analysis.end()
 
 
-def _visit(trainer: pl.Trainer, module: pl.LightningModule, callbacks: Sequence[Callback], *, first: bool) -> None:
-    """Everything that callbacks do at one checkpoint."""
-    for callback in callbacks if first else ():
-        if not isinstance(callback, SLTMonitor):
-            callback.on_train_start(trainer, module)
-    for callback in callbacks:
-        if isinstance(callback, SamplerFinder):
-            callback.look(trainer, module)
-    for callback in callbacks:
-        if isinstance(callback, SLTMonitor):
-            callback.read_now(trainer, module)
-
-
-def _check_callbacks(callbacks: Sequence[Callback]) -> None:
-    for callback in callbacks:
-        if not follows_readings(callback):
-            raise ValueError(
-                f"{type(callback).__name__} takes no readings and follows none; callbacks= takes monitors such as "
-                "LLCMonitor() and what listens to them"
-            )
-    if not any(isinstance(callback, SLTMonitor) for callback in callbacks):
-        raise ValueError("there is no monitor among the callbacks, so nothing would be read; write [LLCMonitor()]")
-
-
-def _data_of(module: nn.Module) -> Any:
-    own = getattr(type(module), "train_dataloader", None)
-    if own not in (None, pl.LightningModule.train_dataloader):
-        return cast(pl.LightningModule, module).train_dataloader()
-    raise TypeError("there are no data to sample on; write data= the training set, a Dataset or DataLoader")
-
-
-def _settings_of_run(last: Checkpoint, callbacks: Sequence[Callback]) -> dict[str, dict[str, Any]]:
-    """States that hold no more than the settings which the live monitors found, as they stood in the end."""
-    states = {}
-    for monitor in (c for c in callbacks if isinstance(c, SLTMonitor)):
-        settings = dict(last.callbacks.get(monitor.state_key, {})).get("settings")
-        if settings is not None:
-            states[monitor.state_key] = {
-                "index": 0,
-                "last": {},
-                "records": None,
-                "budget": {"spent": 0.0, "elapsed": 0.0, "cost": None},
-                "settings": settings,
-                "settled": True,
-                "last_step": -1,
-            }
-    return states
-
-
-class _Progress:
-    """Which checkpoints were read, and the callbacks' states, kept in a file after each."""
-
-    def __init__(self, path: Path, callbacks: Sequence[Callback]) -> None:
-        self.path, self.callbacks = path, callbacks
-        saved: Mapping[str, Any] = torch.load(path, weights_only=True) if path.is_file() else {}
-        self.steps: list[int] = list(saved.get("steps", []))
-        keys = {callback.state_key for callback in callbacks}
-        self.states = {key: state for key, state in saved.get("states", {}).items() if key in keys}
-
-    def note(self, step: int) -> None:
-        """Write beside, then rename: the file is always whole."""
-        self.steps.append(step)
-        states = {callback.state_key: callback.state_dict() for callback in self.callbacks}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save({"steps": self.steps, "states": states}, partial)
-        partial.replace(self.path)
-
-
-@contextmanager
-def _weights_put_back(module: nn.Module) -> Iterator[None]:
-    kept = {name: value.detach().clone() for name, value in module.state_dict().items()}
+def _launch(analysis: Analysis, devices: int, start_method: StartMethod) -> None:
+    """Share out over processes: they meet at the start, and from there on in files alone."""
+    device = analysis.device
+    strategy = DDPStrategy(start_method=start_method, process_group_backend="gloo")
+    fabric = Fabric(accelerator=device.type, devices=devices, strategy=strategy)
+    analysis.module.cpu()  # each process has a device of its own
     try:
-        yield
+        if start_method == "spawn":
+            _check_sendable(analysis)
+        fabric.launch(partial(_work, analysis=analysis))
+    except ProcessExitedException as error:
+        raise RuntimeError(
+            f"a process of the analysis died ({error}); what was read is kept in {analysis.folder}, and the same call "
+            "goes on from there"
+        ) from error
     finally:
-        module.load_state_dict(kept)
+        analysis.module.to(device)
+    analysis.take_over()
 
 
-def _close(loggers: Sequence[Logger]) -> None:
-    for logger in loggers:
-        logger.finalize("success")
+def _work(fabric: Fabric, analysis: Analysis) -> None:
+    """One process's part."""
+    analysis.module = deepcopy(analysis.module).to(fabric.device)  # what was sent lies in memory that all share
+    if fabric.is_global_zero:
+        analysis.replay(processes=fabric.world_size)
+    else:
+        analysis.read_ahead()
+
+
+def _check_sendable(analysis: Analysis) -> None:
+    try:
+        ForkingPickler.dumps(analysis)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(
+            f"module, callbacks or data cannot be sent to other processes: {error}. Define functions and classes at "
+            "the top level of a module that can be imported, or write start_method='fork' (on CPUs)"
+        ) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,12 +14,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import nn
 
+from lightning_slt.callbacks.ahead import Ahead
 from lightning_slt.checkpoints import Checkpoint
+from lightning_slt.reading import Recall, make_anew
 from lightning_slt.types import Batch
 
 
 class Replay:
-    """Stands in for a Trainer that visits one checkpoint after another, in a single process.
+    """Stands in for a Trainer that visits one checkpoint after another.
 
     Args:
         module: The network, on its device.
@@ -28,6 +31,7 @@ class Replay:
         folder: Of the logs.
         precision: "32-true", or "bf16-mixed" where the run was trained so.
         last_step: Of the last checkpoint.
+        ahead: What other processes have found.
 
     Attributes:
         should_stop: Set by callbacks that would stop training; nothing is stopped here.
@@ -50,8 +54,10 @@ class Replay:
         folder: Path,
         precision: str = "32-true",
         last_step: int,
+        ahead: Ahead,
     ) -> None:
         """Before the first checkpoint."""
+        self.ahead = ahead
         self.lightning_module, self.callbacks, self.loggers = module, list(callbacks), list(loggers)
         self.train_dataloader = data
         self.log_dir = self.default_root_dir = str(folder)
@@ -86,8 +92,18 @@ def is_replay(trainer: object) -> bool:
     return isinstance(trainer, Replay)
 
 
+def recall_of(trainer: object, name: str) -> Recall:
+    """How a monitor's readings are found: made, or for saved checkpoints taken from a process that was faster."""
+    return partial(trainer.ahead.recall, name) if isinstance(trainer, Replay) else make_anew
+
+
+def clock_of(trainer: object, clock: Callable[[], float]) -> Callable[[], float]:
+    """The clock that readings are timed by; for saved checkpoints one that counts the time of other processes."""
+    return trainer.ahead.clock if isinstance(trainer, Replay) else clock
+
+
 class _OneProcess:
-    """A strategy without peers."""
+    """A strategy without peers: processes that read other checkpoints are none."""
 
     def batch_to_device(self, batch: Batch, device: Any) -> Batch:
         """Batches are moved to the weights' device by who asked."""
