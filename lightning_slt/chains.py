@@ -73,7 +73,8 @@ class Ensemble:
         self.position = rows.view(len(settings), len(self.chains), -1)
         self._passes = self._passes_at(rows)
         self._at_anchor: Passes | None = None
-        self._noise = [ChainNoise(self.chains, like=part, seed=config.seed) for part in self.position]
+        shards = self.posterior.shards
+        self._noise = [ChainNoise(self.chains, like=part, seed=config.seed, shards=shards) for part in self.position]
         self._streams = Streams(
             len(data),
             batch_size=len(data) if any(s.sampler.full_batch for s in settings) else config.batch_size,

@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
 from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, batch_index, check_loss_fn, describe, ready_made
+from lightning_slt.sharding import InPlace, local, rest, shard_axis, shards_of
 from lightning_slt.types import Batch, LossFn, Params
 
 
@@ -75,6 +76,9 @@ class ModuleLoss:
     neither in-place updates nor later training steps reach them. Half-precision modules are evaluated with float32
     copies, because 1 + 1e-3 == 1 in bfloat16 and a sampler's steps would be lost.
 
+    Of a sharded module the weights are this process's shards, and all processes evaluate together, on the same batch,
+    inside :func:`lightning_slt.isolation.isolated`: see :mod:`lightning_slt.sharding`.
+
     Args:
         module: The network; evaluated with other weights in the place of its own.
         loss_fn: See :func:`derive_loss`.
@@ -91,6 +95,10 @@ class ModuleLoss:
         """Copy the weights and the buffers."""
         self.loss_fn = derive_loss(module, loss_fn)
         self.dtype = sampling_dtype(module)
+        rest(module)
+        self.shards = shards_of(module)
+        self._axes = {name: shard_axis(p) for name, p in module.named_parameters()}
+        self._in_place = InPlace(module, self.shards)
         self.weights: Params = {
             name: self._copy(p) for name, p in module.named_parameters() if not isinstance(p, nn.UninitializedParameter)
         }
@@ -102,7 +110,7 @@ class ModuleLoss:
         self._context = context
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        copied = tensor.detach().clone()
+        copied = local(tensor).detach().clone()
         return copied.to(self.dtype) if copied.is_floating_point() else copied
 
     def __call__(self, weights: Params, batch: Batch) -> Tensor:
@@ -115,6 +123,8 @@ class ModuleLoss:
         Returns:
             ``[]``, ``[sample]`` or ``[sample, token]``, in nats.
         """
+        if self.shards.spread:
+            return self._evaluate_in_place({**self.weights, **weights}, batch)
         tensors = {**self.weights, **weights, **self._buffers}
         versions = [b._version for b in self._buffers.values()]
         with self._context():
@@ -124,14 +134,25 @@ class ModuleLoss:
             losses = functional_call(self._bound, bound, (self.loss_fn, batch), tie_weights=self._tied)
         if versions != [b._version for b in self._buffers.values()]:
             self._reset_buffers()
-        if not isinstance(losses, Tensor):
-            raise TypeError(f"the loss must be a tensor, got {_no_loss(losses)}; {HOW_TO_WRITE_A_LOSS}")
-        return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
+        return _checked(losses)
+
+    def _evaluate_in_place(self, weights: Params, batch: Batch) -> Tensor:
+        def run() -> Tensor:
+            with self._context():
+                if torch.is_autocast_enabled(self.device.type):
+                    torch.clear_autocast_cache()
+                return _checked(self.loss_fn(self.module, batch))
+
+        return self._in_place(run, weights, self._pristine)
+
+    def cut(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of masks of whole parameters, by name, the parts that belong to this process's shards."""
+        return {name: self.shards.cut(mask, self._axes[name]) for name, mask in masks.items()}
 
     def with_loss(self, loss_fn: LossFn) -> ModuleLoss:
         """The same weights and buffers with another loss."""
         other = copy.copy(self)
-        other.loss_fn = loss_fn
+        other.loss_fn, other._in_place = loss_fn, InPlace(self.module, self.shards)
         return other
 
     @property
@@ -153,6 +174,12 @@ class ModuleLoss:
     def _reset_buffers(self) -> None:
         for name, value in self._pristine.items():
             self._buffers[name] = value.clone()
+
+
+def _checked(losses: Any) -> Tensor:
+    if not isinstance(losses, Tensor):
+        raise TypeError(f"the loss must be a tensor, got {_no_loss(losses)}; {HOW_TO_WRITE_A_LOSS}")
+    return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
 
 
 def _no_loss(given: Any) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_slt.memory import remembered
+from lightning_slt.sharding import preserved_shards
 
 _MUTED_METHODS = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer")
 
@@ -30,9 +31,9 @@ def isolated(module: nn.Module, *, seed: int, also: Iterable[Any] = ()) -> Itera
 
     Restored even after an exception: generators of python, numpy, torch and every accelerator; the training flag,
     ``requires_grad`` and ``p.grad`` of each part; parameters by reference, buffers and all attributes with their
-    content (see :mod:`lightning_slt.memory`). Inside, ``log``, ``log_dict``, ``print`` and the Trainer's loggers do
-    nothing, as do ``forward``, ``update`` and ``compute`` of torchmetrics (they return NaN, so that a metric that
-    enters the loss is noticed), and compiled functions run eagerly.
+    content (see :mod:`lightning_slt.memory`), and the shards of a sharded module. Inside, ``log``, ``log_dict``,
+    ``print`` and the Trainer's loggers do nothing, as do ``forward``, ``update`` and ``compute`` of torchmetrics (they
+    return NaN, so that a metric that enters the loss is noticed), and compiled functions run eagerly.
 
     Args:
         module: The network; a LightningModule or any other.
@@ -48,6 +49,7 @@ def isolated(module: nn.Module, *, seed: int, also: Iterable[Any] = ()) -> Itera
     """
     with ExitStack() as stack:
         stack.enter_context(_preserved_generators())
+        stack.enter_context(preserved_shards(module))  # first: parameters are the shards from here on
         stack.enter_context(_preserved_parameters(module))
         stack.enter_context(remembered([module, *also], known=module.parameters()))
         stack.enter_context(_eager())

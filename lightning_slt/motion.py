@@ -53,7 +53,7 @@ def acceptance(sampler: Sampler, start: Departure, position: Tensor, here: Evalu
     back = sampler.log_proposal(position, start.position, here.posterior.gradient(position, gradient))
     assert back is not None
     gain = (start.potential - here.posterior.potential(position, loss)) / sampler.temperature
-    return (gain + back - there).clamp(max=0).exp()
+    return (gain + here.posterior.shards.add(back - there)).clamp(max=0).exp()
 
 
 def measure(
@@ -86,15 +86,25 @@ def measure(
         localization=localization,
     )
 
+    shards = posterior.shards
+    noise_norm, heating = sampler.noise_norm(state), sampler.heating(state, forces)
+    drift_to_noise = sampler.drift_to_noise(forces.total)
+    if shards.spread:  # samplers see this process's coordinates: squares of norms, and sums over coordinates, add up
+        own, all_of_them = offset.shape[1], posterior.dimension
+        noise_norm = None if noise_norm is None else shards.add(noise_norm.square()).sqrt()
+        heating = None if heating is None else shards.add(heating)
+        if drift_to_noise is not None:
+            drift_to_noise = (shards.add(drift_to_noise.square() * own) / all_of_them).sqrt()
+
     def of(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[alive]
 
     return Motion(
-        distance=offset.norm(dim=1)[alive],
-        gradient_norm=loss.norm(dim=1)[alive],
-        localization_norm=localization.norm(dim=1)[alive],
-        noise_norm=of(sampler.noise_norm(state)),
-        drift_to_noise=of(sampler.drift_to_noise(forces.total)),
+        distance=shards.norm(offset)[alive],
+        gradient_norm=shards.norm(loss)[alive],
+        localization_norm=shards.norm(localization)[alive],
+        noise_norm=of(noise_norm),
+        drift_to_noise=of(drift_to_noise),
         acceptance=of(accepted),
-        heating=of(sampler.heating(state, forces)),
+        heating=of(heating),
     )

@@ -241,7 +241,8 @@ class SequentialPasses(Passes):
         super().__init__(posterior, position)
         self._weights = list(zip(*(leaf.detach().unbind() for leaf in self.leaves.values()), strict=True))
         small = position.shape[1] <= RECORDED_AT_MOST
-        self._recorder = Recorder(checks=CHECKS * len(position)) if record and small else None
+        may = record and small and not posterior.shards.spread  # gathering cannot be recorded
+        self._recorder = Recorder(checks=CHECKS * len(position)) if may else None
 
     def has_gradient(self, batch: ChainBatch) -> bool:
         """Whether the loss of the first chain hangs on its weights by a graph."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_slt.sharding import WHOLE, Shards
 from lightning_slt.types import FunctionalLoss, Params, Product, is_amount
 
 
@@ -94,6 +95,7 @@ class LocalPosterior:
         nbeta: Effective inverse temperature nβ ≥ 0; 0 is the control run without the loss.
         localization: Strength γ ≥ 0 of the pull towards the anchor.
         masks: For parameters that move only in part: boolean tensors of their shape.
+        shards: How rows are spread over processes, where each holds only a part of the coordinates.
 
     Raises:
         ValueError: If nβ or γ is negative or not finite, a mask does not fit its parameter, or nothing moves.
@@ -109,6 +111,7 @@ class LocalPosterior:
     nbeta: float
     localization: float
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    shards: Shards = WHOLE
 
     def __post_init__(self) -> None:
         """Check the constants and lay out the free coordinates."""
@@ -126,11 +129,13 @@ class LocalPosterior:
             stop = start + (value.numel() if index is None else index.numel())
             leaves.append(Leaf(name, value.shape, start, stop, index))
             start = stop
-        if start == 0:
+        dimension = self.shards.count(start)
+        if dimension == 0:
             raise ValueError("the component's masks select no element, so there is nothing to sample")
         row = torch.cat([_free(self.anchor[leaf.name].detach().reshape(1, -1), leaf) for leaf in leaves], 1)
         object.__setattr__(self, "_leaves", tuple(leaves))
         object.__setattr__(self, "_anchor_row", row)
+        object.__setattr__(self, "_dimension", dimension)
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -146,8 +151,8 @@ class LocalPosterior:
 
     @property
     def dimension(self) -> int:
-        """Number d of free coordinates."""
-        return int(self.anchor_row.shape[1])
+        """Number d of free coordinates, of all processes together."""
+        return int(self._dimension)  # type: ignore[attr-defined]
 
     def potential(self, position: Tensor, loss: Tensor) -> Tensor:
         r"""``U(w) = nβ L(w) + (γ/2) ‖w − w*‖²``.
@@ -159,7 +164,8 @@ class LocalPosterior:
         Returns:
             ``[chain]``, dimensionless.
         """
-        return self.nbeta * loss + self.localization / 2 * (position - self.anchor_row).square().sum(1)
+        square = self.shards.add((position - self.anchor_row).square().sum(1))
+        return self.nbeta * loss + self.localization / 2 * square
 
     def gradient(self, position: Tensor, loss_gradient: Gradient) -> Tensor:
         r"""``∇U(w) = nβ ∇L(w) + γ (w − w*)``, ``[chain, coordinate]``."""

@@ -138,7 +138,13 @@ def choose_route(posterior: LocalPosterior, batch: ChainBatch, config: SamplingC
     Raises:
         PreflightError: If ``"vectorized"`` was asked for and is refused; names the cause.
     """
-    if config.chain_method == "sequential" or (config.chain_method == "auto" and _large_on_cpu(posterior, batch)):
+    if posterior.shards.spread and config.chain_method == "vectorized":
+        raise PreflightError(
+            "chains of a sharded network (FSDP2) move one after another, as each lies in the network's own shards. "
+            "Write SamplingConfig(chain_method='auto')"
+        )
+    alone = config.chain_method == "auto" and (posterior.shards.spread or _large_on_cpu(posterior, batch))
+    if config.chain_method == "sequential" or alone:
         return replace(config, chain_method="sequential")
     cause = _why_not_vectorized(posterior, batch, config.seed)
     if cause is None:
@@ -161,7 +167,7 @@ def fit_chunk(posterior: LocalPosterior, batch: ChainBatch, config: SamplingConf
     per_chain = 8 * posterior.anchor_row.numel() * posterior.anchor_row.element_size()
     per_chain += 2 * saved_bytes(SequentialPasses(posterior, posterior.anchor_row.clone()), batch)
     fitting = int(0.5 * free_memory(posterior.anchor_row.device) / max(per_chain, 1))
-    return replace(config, chunk_size=max(1, min(config.num_chains, fitting)))
+    return replace(config, chunk_size=max(1, min(config.num_chains, posterior.shards.least(fitting))))
 
 
 def anchor_losses(loss: FunctionalLoss, weights: Params, data: SamplingData, config: SamplingConfig) -> Tensor | None:

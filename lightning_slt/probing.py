@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lightning_slt.batches import ChainBatch, side_by_side
+from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS
 from lightning_slt.data import load_data
 from lightning_slt.functional import ModuleLoss, one_by_one, per_sample_losses
 from lightning_slt.preflight import steady
@@ -119,6 +120,12 @@ def make_ready(fetched: FetchedProbe, module_loss: ModuleLoss, default: Function
     loss, first = default, fetched.batches[0].of_chain(0)
     if fetched.probe.loss_fn is not None:
         loss = steady(module_loss.with_loss(fetched.probe.loss_fn), module_loss.weights, first, seed=seed)
+    first_losses = loss(module_loss.weights, first) if module_loss.shards.spread else None
+    if first_losses is not None and first_losses.ndim == 0:
+        raise TypeError(
+            f"probe {fetched.probe.name!r} needs losses per sample, and those of a sharded network (FSDP2) cannot be "
+            f"derived from a mean, sample by sample: {HOW_TO_WRITE_A_LOSS}"
+        )
     loss, anchor = _per_sample(loss, module_loss.weights, fetched.batches, fetched.probe.name)
     known = ProbeAtAnchor(anchor=anchor, labels=fetched.labels, indices=fetched.indices)
     return ReadyProbe(data=ProbeData(batches=fetched.batches, loss=loss), known=known)

@@ -24,6 +24,7 @@ from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import Evaluation, LocalPosterior
 from lightning_slt.samplers.base import Sampler, State
 from lightning_slt.seeding import derive_seed, generator
+from lightning_slt.sharding import WHOLE, Shards
 from lightning_slt.types import Draw, FunctionalLoss, Motion
 
 RECORDED_FROM = 128
@@ -160,7 +161,7 @@ class Chunk:
         self.rows = [*self.chains, *self.chains] if twins else list(self.chains)
         self.position = posterior.anchor_row.repeat(len(self.rows), 1)
         self.passes = self._passes_at(self.position)
-        self.noise = ChainNoise(self.rows, like=self.position, seed=config.seed)
+        self.noise = ChainNoise(self.rows, like=self.position, seed=config.seed, shards=posterior.shards)
         self.streams = self._streams(config.seed)
         self._others: Streams | None = None
         self.anchor_losses = anchor_losses
@@ -279,11 +280,14 @@ class ChainNoise:
     as much as the passes.
     """
 
-    def __init__(self, chains: Sequence[int], *, like: Tensor, seed: int) -> None:
-        """Seed one generator per chain."""
+    def __init__(self, chains: Sequence[int], *, like: Tensor, seed: int, shards: Shards = WHOLE) -> None:
+        """Seed one generator per chain; and one for what all processes that hold a chain's shards must draw alike."""
         self.rows = torch.empty_like(like)
         self._each = self.rows.unbind()
-        self._generators = [generator(seed, "noise", chain, device=like.device) for chain in chains]
+        own, device = shards.own_seed(seed), like.device
+        self._generators = [generator(own, "noise", chain, device=device) for chain in chains]
+        apart = [generator(seed, "uniforms", chain, device=device) for chain in chains]
+        self._common = apart if shards.spread else self._generators
         threads = min(len(chains), torch.get_num_threads(), os.cpu_count() or 1)
         parallel = like.device.type == "cpu" and threads > 1 and like.shape[1] >= 4096
         self._pool = ThreadPoolExecutor(threads) if parallel else None
@@ -299,7 +303,7 @@ class ChainNoise:
 
     def uniforms(self) -> Tensor:
         """Fresh numbers between 0 and 1 ``[chain]``."""
-        return torch.cat([self.rows.new_empty(1).uniform_(generator=g) for g in self._generators])
+        return torch.cat([self.rows.new_empty(1).uniform_(generator=g) for g in self._common])
 
     def _fill(self, chain: int) -> None:
         self._each[chain].normal_(generator=self._generators[chain])

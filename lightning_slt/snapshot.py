@@ -50,7 +50,12 @@ class Snapshot:
         """The local posterior of one component."""
         anchor = {name: self.module_loss.weights[name] for name in component.parameters}
         return LocalPosterior(
-            loss=self.loss, anchor=anchor, nbeta=nbeta, localization=localization, masks=component.masks
+            loss=self.loss,
+            anchor=anchor,
+            nbeta=nbeta,
+            localization=localization,
+            masks=self.module_loss.cut(component.masks),
+            shards=self.module_loss.shards,
         )
 
     def view(self, *, seed: int) -> View:

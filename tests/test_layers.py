@@ -13,6 +13,7 @@ ROOT = Path(lightning_slt.__file__).parent
 
 LAYERS = [
     {"types", "version", "seeding", "memory", "boundary"},
+    {"sharding"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
     | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "weights", "files"},
     {"data", "health", "samplers", "records", "covariances", "groupings", "responses", "compression", "checkpoints"},

@@ -81,8 +81,8 @@ def leading_curvature(posterior: LocalPosterior, data: SamplingData, sampling: S
     Returns:
         λ_max ≥ 0, to about 5 %, and its direction.
     """
-    row = posterior.anchor_row
-    start = torch.randn(row.shape, generator=generator(sampling.seed, "curvature"), dtype=row.dtype).to(row.device)
+    row, seed = posterior.anchor_row, posterior.shards.own_seed(sampling.seed)
+    start = torch.randn(row.shape, generator=generator(seed, "curvature"), dtype=row.dtype).to(row.device)
     batches = _probe_batches(data, sampling)
     values, vectors = curvature_at(posterior, row, batches, sampling, start, iterations=ITERATIONS)
     return Curvature(float(values), vectors)
@@ -117,7 +117,7 @@ def curvature_at(
     vector = start.clone()
     value = width = torch.ones_like(position[:, 0])
     for _ in range(iterations):
-        vector = vector / vector.norm(dim=1, keepdim=True)
+        vector = vector / posterior.shards.norm(vector)[:, None]
         delta = _reach(posterior, width)[:, None]
         torch.add(position, delta * vector, out=rows[:count])
         torch.sub(position, delta * vector, out=rows[count:])
@@ -125,7 +125,7 @@ def curvature_at(
         for batch in batches:
             passes.loss_and_gradient(batch)[1].add_to(gradient, scale=1.0)
         product = (gradient[:count] - gradient[count:]) / (2 * delta * len(batches))
-        value = product.norm(dim=1)
+        value = posterior.shards.norm(product)
         alive = (value.isfinite() & (value > 0))[:, None]
         vector = torch.where(alive, product, vector)
         # the value alone would swing for ever where the curvature grows with the reach

@@ -9,6 +9,7 @@ from functools import wraps
 from numbers import Integral
 from typing import ParamSpec
 
+import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_slt import plan
@@ -16,6 +17,9 @@ from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig
 
 P = ParamSpec("P")
+
+_HIDE_WEIGHTS = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy", "MegatronStrategy")
+"""Strategies, by name, that keep the weights where no chain can move them: in flat buffers, or engines of their own."""
 
 
 def explained(init: Callable[P, None]) -> Callable[P, None]:
@@ -95,3 +99,19 @@ def check_names(names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise MisconfigurationException(f"two monitors are called {twice[0]!r}; give one of them another name=")
+
+
+def check_strategy(trainer: pl.Trainer) -> None:
+    """Refuse strategies under which the weights of the module are not those that it is evaluated with.
+
+    Raises:
+        MisconfigurationException: For FSDP1, DeepSpeed and their kin; the message names the alternatives.
+    """
+    strategy = type(getattr(trainer, "strategy", None))
+    if any(kind.__name__ in _HIDE_WEIGHTS for kind in strategy.__mro__):
+        raise MisconfigurationException(
+            f"no readings can be made under {strategy.__name__}: it keeps the weights in buffers of its own. Write "
+            "strategy='ddp' where the network fits each device; strategy=ModelParallelStrategy(data_parallel_size=…, "
+            "tensor_parallel_size=1) with fully_shard in configure_model() where it does not (FSDP2); or read saved "
+            "checkpoints afterwards: lightning-slt analyze"
+        )

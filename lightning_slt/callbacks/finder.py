@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_slt.boundary import check_loss_fn
+from lightning_slt.callbacks.checks import check_strategy
 from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.surroundings import evaluation_context, mover
 from lightning_slt.components import Component
@@ -90,6 +91,7 @@ class SamplerFinder(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what can be known to fail."""
         if stage == "fit":
+            check_strategy(trainer)
             derive_loss(pl_module, self.loss_fn)
             self._done = self._done and trainer.global_step > 0
 

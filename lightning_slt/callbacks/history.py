@@ -46,7 +46,8 @@ class History:
         if self._bytes is None:
             self._bytes = int(SHARE_OF_MEMORY * free_memory(loss.device))
         each = 2 * sum(t.numel() * t.element_size() for t in (*loss.weights.values(), *loss.buffers.values()))
-        while self.readings and (self.settled or len(self.readings) * each > self._bytes):
+        fitting = loss.shards.least(self._bytes // max(each, 1))
+        while self.readings and (self.settled or len(self.readings) > fitting):
             self.lost += not self.settled
             del self.readings[0]
 

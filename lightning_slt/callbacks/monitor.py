@@ -16,7 +16,14 @@ from lightning_slt.boundary import check_loss_fn
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.agenda import Agenda
 from lightning_slt.callbacks.budget import Budget
-from lightning_slt.callbacks.checks import check_name, check_names, check_settings, check_steps, explained
+from lightning_slt.callbacks.checks import (
+    check_name,
+    check_names,
+    check_settings,
+    check_steps,
+    check_strategy,
+    explained,
+)
 from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.live import LiveReadings
 from lightning_slt.callbacks.replay import clock_of, is_replay
@@ -141,16 +148,18 @@ class SLTMonitor(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what can be known to fail; forget an earlier fit by another Trainer."""
         if stage == "fit":
-            monitors = _monitors(trainer)
-            check_names([m.name for m in monitors])
+            check_strategy(trainer)
+            check_names([m.name for m in _monitors(trainer)])
             derive_loss(pl_module, self.loss_fn)
-            check_watched(trainer, self.name, [tag for m in monitors for tag in m._tags(pl_module)])
+            if any(True for _ in pl_module.parameters()):
+                self._check_watched(trainer, pl_module)
             if self.data is not None:
                 source_parts(self.data)
             self._restored = self._restored if trainer.global_step else {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepare, and read the weights that training starts from."""
+        self._check_watched(trainer, pl_module)  # once more: layers may be made in configure_model, after setup
         self._begin(trainer, pl_module)
 
     def on_train_batch_start(
@@ -296,6 +305,9 @@ class SLTMonitor(Callback):
         """Everything that is logged, also where a reading failed."""
         keys = result_keys(divide(module, self.components, self.estimators))
         return [*missing(self.name, keys), f"{self.name}/overhead"]
+
+    def _check_watched(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        check_watched(trainer, self.name, [tag for m in _monitors(trainer) for tag in m._tags(module)])
 
     def _release(self) -> None:
         self._restored = self.state_dict()

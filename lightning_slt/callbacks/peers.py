@@ -1,4 +1,7 @@
-"""Several processes make one reading: each runs its own chains, and all come to its end together or give it up."""
+"""Several processes make one reading, and all come to its end together or give it up.
+
+Where each holds all weights, each runs its own chains; where they are sharded, all run all chains on their shards.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,10 @@ import lightning.pytorch as pl
 
 from lightning_slt.calibration import Settings
 from lightning_slt.functional import ModuleLoss
+from lightning_slt.sharding import WHOLE, PeerFailedError, rest, shards_of
 from lightning_slt.statistics import States, map_states
 
 T = TypeVar("T")
-
-
-class PeerFailedError(RuntimeError):
-    """A reading that another process could not make."""
 
 
 class Peers:
@@ -31,11 +31,17 @@ class Peers:
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
-        """Look up the rank."""
+        """Look up the rank, and whether the weights are sharded."""
         self.strategy, self.rank, self.world = trainer.strategy, trainer.global_rank, trainer.world_size
+        self.shards = WHOLE
+        if self.world > 1:
+            rest(trainer.lightning_module)
+            self.shards = shards_of(trainer.lightning_module)
 
     def share_of(self, num_chains: int) -> Sequence[int]:
         """The chains of this process."""
+        if self.shards.spread:
+            return range(num_chains)
         return range(num_chains)[self.rank :: self.world]
 
     def from_first(self, value: T) -> T:
@@ -52,7 +58,7 @@ class Peers:
             raise
         except Exception:  # whatever it is, the others have to hear of it
             if self.world > 1:
-                self.strategy.reduce_boolean_decision(False)
+                self._all_well(False)
             raise
 
     def share_buffers(self, loss: ModuleLoss) -> None:
@@ -87,8 +93,14 @@ class Peers:
         if self.world == 1:
             return
         self._agree(well=True)
+        if self.shards.spread:  # each has seen the same losses of the same chains
+            return
         map_states(states, lambda state: self.strategy.reduce(state, reduce_op="sum"))
 
     def _agree(self, *, well: bool) -> None:
-        if self.world > 1 and not self.strategy.reduce_boolean_decision(well):
+        if self.world > 1 and not self._all_well(well):
             raise PeerFailedError("another process failed in this reading; its own message says why")
+
+    def _all_well(self, well: bool) -> bool:
+        """In the same words as the passes of sharded weights, in which others may be when this process fails."""
+        return self.shards.all_well(well) if self.shards.spread else self.strategy.reduce_boolean_decision(well)

@@ -59,7 +59,8 @@ class HMC(Sampler):
         """Run the trajectory and decide, in place; see the module's formula."""
         w, posterior, h = state["position"], here.posterior, self.step_size
         p = noise.normals().mul_(math.sqrt(self.temperature))
-        previous, potential, kinetic = w.clone(), posterior.potential(w, here.loss), p.square().sum(1) / 2
+        add = posterior.shards.add
+        previous, potential, kinetic = w.clone(), posterior.potential(w, here.loss), add(p.square().sum(1)) / 2
 
         p.add_(posterior.gradient(w, here.gradient), alpha=-h / 2)
         for leap in range(1, self.num_leapfrog + 1):
@@ -69,7 +70,7 @@ class HMC(Sampler):
             p.add_(posterior.gradient(w, gradient), alpha=-h if leap < self.num_leapfrog else -h / 2)
 
         proposed = posterior.potential(w, loss)
-        log_ratio = (potential + kinetic - proposed - p.square().sum(1) / 2) / self.temperature
+        log_ratio = (potential + kinetic - proposed - add(p.square().sum(1)) / 2) / self.temperature
         metropolis(state, previous, log_ratio, proposed, noise)
         return state
 

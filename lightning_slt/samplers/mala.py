@@ -60,7 +60,7 @@ class MALA(Sampler):
         loss, gradient = here.again()
         proposed = posterior.potential(w, loss)
         k = force.add_(posterior.gradient(w, gradient)).mul_(math.sqrt(eps / temperature) / 2)
-        log_ratio = (potential - proposed) / temperature + (k * (xi - k / 2)).sum(1)
+        log_ratio = (potential - proposed) / temperature + posterior.shards.add((k * (xi - k / 2)).sum(1))
         metropolis(state, previous, log_ratio, proposed, noise)
         return state
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_slt.posterior import Evaluation
+from lightning_slt.posterior import Evaluation, LocalPosterior
 from lightning_slt.samplers.base import Forces, Noise, Sampler, State, constant_norm, require
 from lightning_slt.types import is_amount
 
@@ -67,7 +67,7 @@ class SGNHT(Sampler):
         u.mul_(1 - zeta).add_(force, alpha=-eta)
         u.add_(noise.normals(), alpha=math.sqrt(2 * self.diffusion * eta * self.temperature))
         w.add_(u)
-        zeta.add_(u.square().mean(1, keepdim=True) - eta * self.temperature)
+        zeta.add_(_mean_square(u, here.posterior)[:, None] - eta * self.temperature)
         return state
 
     def noise_norm(self, state: State) -> Tensor | None:
@@ -88,3 +88,10 @@ class SGNHT(Sampler):
         Few stiff directions leave the thermostat to the others and follow SGHMC at ``α = ζ̄``.
         """
         return self.step_size * precision / (2 * (1 - math.sqrt(2 * self.diffusion)))
+
+
+def _mean_square(u: Tensor, posterior: LocalPosterior) -> Tensor:
+    """``‖u‖²/d`` over all coordinates ``[chain]``."""
+    if not posterior.shards.spread:
+        return u.square().mean(1)
+    return posterior.shards.add(u.square().sum(1)) / posterior.dimension

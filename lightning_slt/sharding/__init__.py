@@ -1,0 +1,16 @@
+"""Weights that are spread over processes (FSDP2): what each process holds, and losses evaluated on them in place."""
+
+from lightning_slt.sharding.in_place import InPlace, preserved_shards, rest
+from lightning_slt.sharding.shards import WHOLE, PeerFailedError, Shards, local, shard_axis, shards_of
+
+__all__ = [
+    "WHOLE",
+    "InPlace",
+    "PeerFailedError",
+    "Shards",
+    "local",
+    "preserved_shards",
+    "rest",
+    "shard_axis",
+    "shards_of",
+]
