@@ -8,6 +8,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lightning_slt.files import append_line
 from lightning_slt.records import FOLDER
 
 ENDING = ".events"
@@ -45,8 +46,7 @@ def write_event(run_dir: str | Path | None, event: RunEvent) -> None:
     path = Path(run_dir) / FOLDER / f"{event.source}{ENDING}"
     path.parent.mkdir(parents=True, exist_ok=True)
     row = {**asdict(event), "step": event.step if math.isfinite(event.step) else None}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    append_line(path, json.dumps(row, ensure_ascii=False, allow_nan=False))
 
 
 def load_events(run_dir: str | Path) -> list[RunEvent]:
@@ -74,7 +74,7 @@ def load_events(run_dir: str | Path) -> list[RunEvent]:
         for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             try:
                 event = _decode(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 warnings.warn(f"{file}:{number} is no event and is left out ({error})", stacklevel=2)
                 continue
             found[file, event.kind, event.quantity, round(event.step)] = event
