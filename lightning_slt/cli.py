@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import pydoc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,18 +16,22 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from lightning_slt.callbacks.analysis import follows_readings
-from lightning_slt.callbacks.offline import analyze
+from lightning_slt.boundary import describe
+from lightning_slt.callbacks.analysis import Analysis, follows_readings
+from lightning_slt.callbacks.offline import ProcessDiedError, run
+from lightning_slt.callbacks.outlook import outlook
 from lightning_slt.comparing import compare
 from lightning_slt.tab.report import DETAILED, write_report
 
 CONFIG = """model:
-  class_path: my_package.MyModule
+  class_path: my_package.MyModule      # a class, or a function that returns a module
   init_args: {width: 128}
-data:                      # a LightningDataModule, or what makes a Dataset or DataLoader
+data:                                  # a LightningDataModule, or what makes a Dataset or DataLoader
   class_path: my_package.MyData
 callbacks:
   - class_path: lightning_slt.LLCMonitor
+    init_args:
+      loss_fn: lightning_slt.losses.next_token       # where the module has no training_step
 """
 
 
@@ -35,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; None for those of the process.
 
     Returns:
-        The exit status: 0, or 2 where something is wrong with what was given.
+        The exit status: 0, 1 where checkpoints could not be read, 2 where something is wrong with what was given.
     """
     parser = argparse.ArgumentParser(prog="lightning-slt", description="Singular learning theory on saved runs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -44,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_report(commands)
     options = parser.parse_args(argv)
     try:
-        options.run(options)
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+        status: int = options.run(options) or 0
+    except (ValueError, TypeError, FileNotFoundError, ImportError, ProcessDiedError) as error:
         print(f"lightning-slt {options.command}: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    return 0
+    return status
 
 
 def _add_analyze(commands: Any) -> None:
@@ -56,29 +63,45 @@ def _add_analyze(commands: Any) -> None:
         "analyze",
         help="read saved checkpoints with the same monitors as live",
         description="Reads every checkpoint of a run with the monitors of a configuration, and writes the same records "
-        "and TensorBoard logs as live. Stopped, it goes on where it was.",
+        "and TensorBoard logs as live. Stopped, it goes on where it was. The status is 1 where checkpoints could not "
+        "be read.",
         epilog="A configuration, or the config.yaml that LightningCLI saved with the run:\n\n" + CONFIG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("checkpoints", nargs="+", type=Path, help="folder of checkpoints, or files")
+    command.add_argument("checkpoints", nargs="+", type=Path, help="folder of checkpoints or revisions, or files")
     command.add_argument("--config", type=Path, required=True, help="YAML with model, data and callbacks")
     command.add_argument("--out", type=Path, default=Path("slt_analysis"), help="folder of records and logs")
+    command.add_argument("--steps", help="only these: 0:143000:1000 is first:last:stride, several with commas")
+    command.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th of them")
+    command.add_argument("--last", type=int, metavar="N", help="only the last N of these")
+    command.add_argument("--dry-run", action="store_true", help="list what would be read, and how long that takes")
     command.add_argument("--device", default="cpu", help="where to run, such as cuda")
+    command.add_argument("--devices", type=int, default=1, metavar="N", help="processes that share the checkpoints")
     command.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     command.set_defaults(run=_analyze)
 
 
-def _analyze(options: argparse.Namespace) -> None:
-    module, data, callbacks = read_config(options.config)
-    readings = analyze(
-        module.to(options.device),
-        options.checkpoints,
-        callbacks,
-        data=_training_data(data),
-        run_dir=options.out,
-        precision=options.precision,
-    )
-    print(f"{len(readings)} readings in {options.out}; tensorboard --logdir {options.out}")  # noqa: T201
+def _analyze(options: argparse.Namespace) -> int:
+    chosen = {"run_dir": options.out, "steps": options.steps, "every": options.every, "last": options.last}
+    if options.dry_run:
+        print(outlook(options.checkpoints, devices=options.devices, **chosen))  # noqa: T201
+        return 0
+    with _importable():
+        module, data, callbacks = read_config(options.config)
+        analysis = Analysis(
+            module.to(options.device),
+            options.checkpoints,
+            callbacks,
+            data=_training_data(data),
+            precision=options.precision,
+            **chosen,
+        )
+        run(analysis, devices=options.devices)
+    broken = analysis.ledger.broken
+    for path, reason in broken.items():
+        print(f"not read: {path}: {reason}", file=sys.stderr)  # noqa: T201
+    print(f"{len(analysis.readings)} readings in {options.out}; tensorboard --logdir {options.out}")  # noqa: T201
+    return 1 if broken else 0
 
 
 def _add_compare(commands: Any) -> None:
@@ -162,20 +185,38 @@ def read_config(path: Path) -> tuple[nn.Module, Any, list[Callback]]:
         "data": given.get("data"),
         "callbacks": given.get("callbacks") or trainer.get("callbacks") or [],
     }
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that classes beside the data are found
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--model", type=nn.Module)
-    parser.add_argument("--data", type=Any)
-    parser.add_argument("--callbacks", type=list[Callback])
-    try:
-        config = parser.parse_object({k: v for k, v in parts.items() if v is not None})
-        built = getattr(parser, "instantiate", parser.instantiate_classes)(config)  # the older name before 4.49
-    except ArgumentError as error:
-        raise ValueError(f"{path}: {error}") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
+    with _importable():
+        parser.add_argument("--model", type=Any if _is_function(given["model"]) else nn.Module)
+        parser.add_argument("--data", type=Any)
+        parser.add_argument("--callbacks", type=list[Callback])
+        try:
+            config = parser.parse_object({k: v for k, v in parts.items() if v is not None})
+            built = getattr(parser, "instantiate", parser.instantiate_classes)(config)  # the older name before 4.49
+        except ArgumentError as error:
+            raise ValueError(f"{path}: {error}") from error
+    if not isinstance(built.model, nn.Module):
+        raise ValueError(f"{path}: the model is {describe(built.model)}, expected a module, or what returns one")
     callbacks: list[Callback] = built.callbacks or []
     return built.model, built.data, [c for c in callbacks if follows_readings(c)]
+
+
+def _is_function(model: Any) -> bool:
+    """Whether a model is made by a function; one without annotations is taken, too."""
+    with suppress(pydoc.ErrorDuringImport):  # the parser tells of it
+        return isinstance(model, dict) and inspect.isroutine(pydoc.locate(str(model.get("class_path"))))
+    return False
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """Find classes beside the data, as ``python -m`` does; other processes look in the same places."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _training_data(data: Any) -> Any:

@@ -155,6 +155,15 @@ class Analysis:
             }
             replay.ahead.read_all(self._load, readers)
 
+    def check_fit(self) -> None:
+        """Refuse a module that not even the first checkpoint fits, before there are processes to do so.
+
+        Raises:
+            ValueError: If there is none that fits.
+        """
+        with _weights_put_back(self.module):
+            any(self._loads(checkpoint, telling=False) for checkpoint in self.left)
+
     def take_over(self) -> None:
         """Take from the files what other processes have done."""
         self.ledger = Ledger(self.folder)

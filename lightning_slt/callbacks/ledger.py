@@ -58,8 +58,8 @@ class Ledger:
                 saved = torch.load(self.path, weights_only=True)
             except (UnpicklingError, RuntimeError, EOFError) as error:
                 raise ValueError(
-                    f"{self.path} cannot be read, so that it is not known which checkpoints were: {error}. Give "
-                    f"another run_dir, or delete {run_dir} to begin anew"
+                    f"{self.path} cannot be read, so that it is not known which checkpoints were; give another "
+                    f"run_dir, or delete {run_dir} to begin anew"
                 ) from error
         self.steps: list[int] = list(saved.get("steps", []))
         self.states: dict[str, Any] = dict(saved.get("states", {}))

@@ -22,6 +22,10 @@ from lightning_slt.records import Reading
 StartMethod = Literal["spawn", "fork"]
 
 
+class ProcessDiedError(RuntimeError):
+    """A process of an analysis was killed; what was read is kept."""
+
+
 def analyze(
     module: nn.Module,
     checkpoints: str | Path | Sequence[str | Path],
@@ -68,7 +72,7 @@ def analyze(
         ValueError: If they do not fit the module, a callback has nothing to do with readings, or the ``run_dir`` was
             begun with something else.
         TypeError: If there are no data, or something cannot be sent to other processes.
-        RuntimeError: If a process was killed.
+        ProcessDiedError: If a process was killed.
     """
     analysis = Analysis(
         module, checkpoints, callbacks, data=data, run_dir=run_dir, precision=precision, progress=progress,
@@ -84,7 +88,7 @@ def run(analysis: Analysis, *, devices: int = 1, start_method: StartMethod = "sp
     Raises:
         ValueError: If the number of devices cannot be, or no checkpoint can be read.
         TypeError: If something cannot be sent to other processes.
-        RuntimeError: If a process was killed.
+        ProcessDiedError: If a process was killed.
     """
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
         raise ValueError(f"devices must be a whole number from 1, got {devices!r}; write devices=2")
@@ -98,6 +102,7 @@ def run(analysis: Analysis, *, devices: int = 1, start_method: StartMethod = "sp
 
 def _launch(analysis: Analysis, devices: int, start_method: StartMethod) -> None:
     """Share out over processes: they meet at the start, and from there on in files alone."""
+    analysis.check_fit()
     device = analysis.device
     strategy = DDPStrategy(start_method=start_method, process_group_backend="gloo")
     fabric = Fabric(accelerator=device.type, devices=devices, strategy=strategy)
@@ -107,7 +112,7 @@ def _launch(analysis: Analysis, devices: int, start_method: StartMethod) -> None
             _check_sendable(analysis)
         fabric.launch(partial(_work, analysis=analysis))
     except ProcessExitedException as error:
-        raise RuntimeError(
+        raise ProcessDiedError(
             f"a process of the analysis died ({error}); what was read is kept in {analysis.folder}, and the same call "
             "goes on from there"
         ) from error
