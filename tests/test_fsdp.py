@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,26 @@ import torch.multiprocessing as mp
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from models import Classifier, Watch, blobs, compare, copied, few_draws, loader_of, seed_all, trainer_for
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import lightning_slt as slt
+from lightning_slt import sampling
+from lightning_slt.components import Component, resolve_components
+from lightning_slt.data import load_data
+from lightning_slt.functional import ModuleLoss
+from lightning_slt.isolation import isolated
+from lightning_slt.losses import classification
+from lightning_slt.posterior import LocalPosterior
+from lightning_slt.seeding import generator
+from lightning_slt.sharding import WHOLE, Shards, rest
 
 pytestmark = [pytest.mark.ddp, pytest.mark.usefixtures("elsewhere")]
 
 TIMEOUT = timedelta(seconds=15)
-FEW = slt.SamplingConfig(num_chains=2, num_draws=4, num_burnin=2, batch_size=24)
-"""Short readings: with two minibatches, every gather of weights counts."""
+FEW = slt.SamplingConfig(num_chains=2, num_draws=4, num_burnin=2, batch_size=48)
+"""Short readings of the whole set: every gather of weights counts."""
 
 
 def in_processes(function: Callable[..., None], *args: Any, count: int = 2) -> None:
@@ -47,14 +60,26 @@ def _started(rank: int, function: Callable[..., None], port: int, count: int, ar
         dist.destroy_process_group()
 
 
+class Scale(nn.Module):
+    """One number, of which the second process holds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
 def uneven_net() -> nn.Sequential:
-    """Seven hidden units and three outputs: no layer splits evenly over two processes."""
-    return nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3))
+    """Seven hidden units, three outputs and one number: nothing splits evenly over two processes."""
+    return nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3), Scale())
 
 
 def shard(net: nn.Sequential, mesh: Any) -> nn.Sequential:
-    """The first layer as a part of its own, the rest with the whole."""
+    """Both layers as parts of their own, the rest with the whole."""
     fully_shard(net[0], mesh=mesh)
+    fully_shard(net[2], mesh=mesh)
     fully_shard(net, mesh=mesh)
     return net
 
@@ -124,14 +149,291 @@ def differences(a: Any, b: Any) -> list[str]:
     return found
 
 
+def untouched(without: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where training with readings differs from training without, in any process."""
+    trained = [{k: v for k, v in rank["metrics"].items() if not k.startswith("slt/")} for rank in watched]
+    return differences(without, [{**rank, "metrics": m} for rank, m in zip(watched, trained, strict=True)])
+
+
+def slt_metrics(ranks: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in rank["metrics"].items() if k.startswith("slt/")} for rank in ranks]
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_is_bit_identical(accumulate: int) -> None:
     without = train("without", accumulate_grad_batches=accumulate)
     watched = train("watched", few_draws(sampling=FEW), accumulate_grad_batches=accumulate)
-    for rank in range(2):
-        trained = {k: v for k, v in watched[rank]["metrics"].items() if not k.startswith("slt/")}
-        assert differences(without[rank], {**watched[rank], "metrics": trained}) == []
-    own = [{k: v for k, v in rank["metrics"].items() if k.startswith("slt/")} for rank in watched]
+    assert untouched(without, watched) == []
+    assert differences(without[0]["watch"], without[1]["watch"]) != []
+    own = slt_metrics(watched)
     assert own[0] == own[1]
     assert len(own[0]) == 7
     assert [r.step for r in slt.load_records("watched")] == ([0, 2, 4, 6] if accumulate == 1 else [0, 2, 4])
+
+
+class CutNoise:
+    """Of noise that is drawn for whole rows, the coordinates of this process: sharded chains move as whole ones do."""
+
+    def __init__(
+        self, chains: Sequence[int], *, like: Tensor, seed: int, shards: Shards = WHOLE, index: Tensor, total: int
+    ) -> None:
+        self.generators = [generator(seed, "noise", chain) for chain in chains]
+        self.like, self.index, self.total = like, index, total
+
+    def normals(self) -> Tensor:
+        rows = [torch.randn(self.total, generator=g, dtype=self.like.dtype)[self.index] for g in self.generators]
+        return torch.stack(rows)
+
+    def uniforms(self) -> Tensor:
+        return torch.cat([torch.rand(1, generator=g, dtype=self.like.dtype) for g in self.generators])
+
+
+def components_of(net: nn.Module) -> dict[str, Component]:
+    """Everything; a checkered part of each matrix with a whole bias; rows that lie in the first process alone."""
+    shapes = {name: p.shape for name, p in net.named_parameters()}
+    checkered = {n: torch.arange(shapes[n].numel()).view(shapes[n]) % 3 == 0 for n in ("0.weight", "2.weight")}
+    first = torch.zeros(shapes["0.weight"], dtype=torch.bool)
+    first[:2] = True
+    return {
+        **resolve_components(net, None),
+        "checkered": Component(("0.weight", "2.weight", "2.bias"), checkered),
+        "first": Component(("0.weight",), {"0.weight": first}),
+    }
+
+
+SAMPLERS: dict[str, slt.Sampler] = {
+    "sgld": slt.SGLD(step_size=1e-3),
+    "rmsprop": slt.RMSPropSGLD(step_size=1e-4, adaptation="always"),
+    "adam": slt.AdamSGLD(step_size=1e-4, adaptation="always"),
+    "sghmc": slt.SGHMC(step_size=1e-3),
+    "sgnht": slt.SGNHT(step_size=1e-3),
+    "underdamped": slt.UnderdampedLangevin(step_size=1e-2, friction=1.0),
+    "mala": slt.MALA(step_size=1e-2),
+    "hmc": slt.HMC(step_size=0.2, num_leapfrog=3),
+}
+
+
+def walks(net: nn.Module) -> dict[str, Any]:
+    """Positions, losses and motions of every sampler and component, and which of all coordinates these are."""
+    found: dict[str, Any] = {}
+    with isolated(net, seed=0), pytest.MonkeyPatch.context() as patch:
+        loss = ModuleLoss(net, classification)
+        x, y = blobs(16).tensors
+        data = load_data(torch.utils.data.TensorDataset(x.double(), y))
+        for where, component in components_of(net).items():
+            index, total = coordinates(net, loss, component)
+            patch.setattr(sampling, "ChainNoise", partial(CutNoise, index=index, total=total))
+            posterior = LocalPosterior(
+                loss=loss,
+                anchor={name: loss.weights[name] for name in component.parameters},
+                nbeta=20.0,
+                localization=5.0,
+                masks=loss.cut(component.masks),
+                shards=loss.shards,
+            )
+            assert posterior.dimension == total
+            for name, sampler in SAMPLERS.items():
+                if where == "full" or name == "sgld":
+                    draws = list(map(written, slt.sample(posterior, sampler, data, WALK)))
+                    found[f"{where}/{name}"] = {"index": index, "total": total, "draws": draws}
+    return found
+
+
+WALK = slt.SamplingConfig(num_chains=2, num_draws=4, num_burnin=1, thinning=1, batch_size=8, chain_method="sequential")
+
+
+def coordinates(net: nn.Module, loss: ModuleLoss, component: Component) -> tuple[Tensor, int]:
+    """Which of the whole network's free coordinates lie here, and how many there are."""
+    pieces, start = [], 0
+    for name in component.parameters:
+        shape = dict(net.named_parameters())[name].shape
+        mask = component.masks.get(name, torch.ones(shape, dtype=torch.bool))
+        places = torch.full(shape, -1)
+        places[mask] = start + torch.arange(int(mask.sum()))
+        start += int(mask.sum())
+        mine = loss.cut({name: places})[name].flatten()
+        pieces.append(mine[mine >= 0])
+    return torch.cat(pieces), start
+
+
+def written(draw: slt.Draw) -> dict[str, Any]:
+    motion = {} if draw.motion is None else {k: v for k, v in asdict(draw.motion).items() if v is not None}
+    return copied({"loss": draw.loss, "anchor_loss": draw.anchor_loss, "position": draw.position, "motion": motion})
+
+
+def double_net() -> nn.Sequential:
+    torch.manual_seed(5)
+    return uneven_net().double()
+
+
+def walk_sharded(rank: int) -> None:
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    net = shard(double_net(), init_device_mesh("cpu", (2,)))
+    before = shards(net.parameters())
+    torch.save(walks(net), f"walks{rank}.pt")
+    assert differences(before, shards(net.parameters())) == []
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """The walks of a whole network in this process, and of its shards in two others."""
+    folder = tmp_path_factory.mktemp("walks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        in_processes(walk_sharded)
+    return walks(double_net()), [torch.load(folder / f"walks{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("walk", [*(f"full/{name}" for name in SAMPLERS), "checkered/sgld", "first/sgld"])
+def test_shards_move_as_the_whole_does(walked: Any, walk: str) -> None:
+    """With the same noise positions, losses and what is measured of the motion are those of a single process."""
+    whole, ranks = walked[0][walk], [rank[walk] for rank in walked[1]]
+    parts = [rank["index"].tolist() for rank in ranks]
+    assert sorted(parts[0] + parts[1]) == whole["index"].tolist() == list(range(whole["total"]))
+    assert (parts[1] == []) == walk.startswith("first")
+    for step, expected in enumerate(whole["draws"]):
+        found = [rank["draws"][step] for rank in ranks]
+        together = torch.empty_like(expected["position"])
+        for rank, draw in zip(ranks, found, strict=True):
+            together[:, rank["index"]] = draw["position"]
+        torch.testing.assert_close(together, expected["position"], rtol=1e-10, atol=1e-10)
+        for draw in found:
+            torch.testing.assert_close(draw["loss"], expected["loss"], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(draw["anchor_loss"], expected["anchor_loss"], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(draw["motion"], expected["motion"], rtol=1e-9, atol=1e-10)
+    assert len(whole["draws"]) == 4
+    assert any(draw["motion"] for draw in whole["draws"])
+
+
+def test_noise_of_shards_is_independent() -> None:
+    """Each process has noise of its own in every chain, and all accept or reject a chain's proposal alike."""
+    like = torch.empty(2, 20_000)
+    noises = [sampling.ChainNoise((0, 1), like=like, seed=3, shards=Shards("two", rank, 2)) for rank in range(2)]
+    first, second = (noise.normals().clone() for noise in noises)
+    rows = torch.cat([first, second])
+    correlation = torch.corrcoef(rows) - torch.eye(4)
+    assert float(correlation.abs().max()) < 4 / math.sqrt(like.shape[1])
+    assert torch.equal(noises[0].uniforms(), noises[1].uniforms())
+    replica = sampling.ChainNoise((0, 1), like=like, seed=3, shards=Shards("a copy of the first two", 1, 2))
+    assert torch.equal(second, replica.normals())
+
+
+def exact_regression() -> tuple[nn.Sequential, Any]:
+    """Twelve weights with a loss of curvature 2/3 in each, zero at the anchor."""
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(4, 3, bias=False))
+    x = torch.linalg.qr(torch.randn(32, 4))[0] * math.sqrt(32)
+    return net, torch.utils.data.TensorDataset(x, net(x).detach())
+
+
+def read_regression(rank: int) -> None:
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    net, data = exact_regression()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    before = shards(net.parameters())
+    found = slt.estimate(net, data, [slt.LLC()], loss_fn=slt.losses.regression, **REGRESSION)["llc"]
+    assert differences(before, shards(net.parameters())) == []
+    torch.save([found.per_chain, found.health.ok, found.settings.curvature], f"llc{rank}.pt")
+
+
+REGRESSION: dict[str, Any] = {
+    "sampler": slt.SGLD(step_size=1e-2),
+    "nbeta": 50.0,
+    "localization": 10.0,
+    "sampling": slt.SamplingConfig(num_chains=8, num_draws=100, num_burnin=40, batch_size=32),
+}
+
+
+def test_llc_has_its_exact_value() -> None:
+    """Of a quadratic with precision P = nβh + γ in d directions it is (d/2) nβh / [P (1 − εP/4)]."""
+    in_processes(read_regression)
+    first, second = (torch.load(f"llc{rank}.pt") for rank in range(2))
+    assert differences(first, second) == []
+    h, epsilon, nbeta, gamma = 2 / 3, 1e-2, 50.0, 10.0
+    precision = nbeta * h + gamma
+    expected = 12 / 2 * nbeta * h / (precision * (1 - epsilon * precision / 4))
+    net, data = exact_regression()
+    alone = slt.estimate(net, data, [slt.LLC()], loss_fn=slt.losses.regression, **REGRESSION)["llc"]
+    for per_chain in (first[0], alone.per_chain):
+        z = (per_chain.mean() - expected) / (per_chain.std() / math.sqrt(len(per_chain)))
+        assert abs(float(z)) < 4
+    assert first[1]
+    assert first[2] == pytest.approx(h, rel=1e-3)  # of the loss in all directions, whichever shard they lie in
+
+
+class Trip(nn.Module):
+    """Between two layers, where user code may fail too."""
+
+    armed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.armed:
+            raise ArithmeticError("not here")
+        return x.tanh()
+
+
+class FailsOnOne(Sharded):
+    """One process cannot evaluate its loss, at one pass of the reading at step 2."""
+
+    def __init__(self, rank: int, where: str, call: int) -> None:
+        net = uneven_net()
+        net[1] = Trip()
+        super().__init__(net)
+        self.rank, self.where, self.call, self.calls = rank, where, call, 0
+
+    def per_sample_loss(self, batch: Any) -> Any:
+        self.calls += 1
+        due = (self.global_rank, self.trainer.global_step, self.calls) == (self.rank, 2, self.call)
+        if due and self.where == "before":
+            raise ArithmeticError("not here")
+        self.net[1].armed = due and self.where == "within"
+        losses = classification(self, batch)
+        if due and self.where == "after":
+            raise ArithmeticError("not here")
+        return losses
+
+
+@pytest.mark.parametrize(("rank", "where", "call"), [(0, "before", 1), (1, "within", 15), (0, "after", 16)])
+@pytest.mark.filterwarnings("ignore:slt. the reading at step 2 failed")
+def test_an_error_in_one_process(rank: int, where: str, call: int) -> None:
+    """All give up the reading, none waits for the other's shards, and training is what it would have been."""
+    make = partial(FailsOnOne, rank, where, call)
+    without = train("without", make=make)
+    watched = train("watched", few_draws(sampling=FEW), make=make)
+    assert untouched(without, watched) == []
+    own = slt_metrics(watched)
+    assert own[0] == own[1]
+    records = slt.load_records("watched")
+    assert [r.step for r in records if r.failure] == [2]
+    assert [r.step for r in records] == [0, 2, 4, 6]
+    message = "ArithmeticError: not here" if rank == 0 else "PeerFailedError: another process failed"
+    assert message in (records[1].failure or "")
+
+
+def accumulate(rank: int) -> None:
+    """Gradients of two batches of which only the second is reduced, without and with a reading between them."""
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    mesh = init_device_mesh("cpu", (2,))
+    x, y = blobs(16, seed=rank).tensors
+    found = []
+    for read in (False, True):
+        torch.manual_seed(0)
+        net = shard(uneven_net(), mesh)
+        net.set_requires_gradient_sync(False)
+        net.set_reshard_after_backward(False)
+        nn.functional.cross_entropy(net(x), y).backward()
+        if read:
+            with torch.no_grad():
+                net(x)  # as a validation does, which leaves the outermost part gathered
+            results = slt.estimate(net, blobs(16), [slt.LLC()], loss_fn=classification, sampling=FEW)
+            assert bool(results["llc"].per_chain.isfinite().all())
+        net.set_requires_gradient_sync(True)
+        nn.functional.cross_entropy(net(x), y).backward()
+        rest(net)
+        found.append([shards(net.parameters()), shards(p.grad for p in net.parameters())])
+    assert differences(*found) == []
+    assert all(g is not None for g in found[0][1])
+
+
+def test_gradients_that_wait_to_be_reduced_survive() -> None:
+    in_processes(accumulate)

@@ -11,10 +11,13 @@ from typing import ParamSpec
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from lightning_slt import plan
+from lightning_slt.estimators.base import AtAnchor, Estimator
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig
+from lightning_slt.sharding import rest, shards_of
 
 P = ParamSpec("P")
 
@@ -115,3 +118,26 @@ def check_strategy(trainer: pl.Trainer) -> None:
             "tensor_parallel_size=1) with fully_shard in configure_model() where it does not (FSDP2); or read saved "
             "checkpoints afterwards: lightning-slt analyze"
         )
+
+
+def check_shards(module: nn.Module, estimators: Sequence[Estimator], *, snapshots: bool) -> None:
+    """Refuse what needs whole weights, where each process holds only its shards of them.
+
+    Raises:
+        ValueError: If the weights are sharded in a way that chains cannot move in.
+        MisconfigurationException: For snapshots of sharded weights, and estimators that work on them.
+    """
+    rest(module)
+    if not shards_of(module).spread:
+        return
+    if snapshots:
+        raise MisconfigurationException(
+            "snapshots=True saves whole anchors, and of sharded weights (FSDP2) each process holds only a part: write "
+            "snapshots=False, and ModelCheckpoint for the weights"
+        )
+    for estimator in estimators:
+        if isinstance(estimator, AtAnchor) and estimator.needs_whole_weights:
+            raise MisconfigurationException(
+                f"{type(estimator).__name__} {estimator.name!r} works on whole weights, of which each process holds "
+                "only its shards (FSDP2): leave it out, and run it on saved checkpoints: lightning-slt analyze"
+            )

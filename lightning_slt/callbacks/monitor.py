@@ -20,6 +20,7 @@ from lightning_slt.callbacks.checks import (
     check_name,
     check_names,
     check_settings,
+    check_shards,
     check_steps,
     check_strategy,
     explained,
@@ -236,6 +237,7 @@ class SLTMonitor(Callback):
             self._live.adopt(found)
 
     def _begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        check_shards(module, self.estimators, snapshots=self.snapshots)
         finders = [c for c in trainer.callbacks if isinstance(c, SamplerFinder)]  # type: ignore[attr-defined]
         for finder in finders:
             finder.look(trainer, module)

@@ -216,6 +216,11 @@ class View:
 class AtAnchor(Estimator):
     """An estimator that needs no chains: it looks at the anchor alone, once for the whole network."""
 
+    @property
+    def needs_whole_weights(self) -> bool:
+        """Whether it works on the weights themselves, of which each process has only shards where they are sharded."""
+        return False
+
     @abstractmethod
     def measure(self, view: View) -> Result:
         """What it finds."""

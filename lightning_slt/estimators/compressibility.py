@@ -115,6 +115,11 @@ class Compressibility(AtAnchor):
         numbers = [f"{NUMBERS[scheme]}_{tolerance:g}" for scheme in self.schemes for tolerance in self.tolerances]
         object.__setattr__(self, "fields", ("loss", *numbers, *(["int8"] if self.int8 else [])))
 
+    @property
+    def needs_whole_weights(self) -> bool:
+        """It compresses copies of whole tensors."""
+        return True
+
     def measure(self, view: View) -> Compression:
         """Compress copies of the anchor's weights again and again."""
         losses = _Losses(view, self.num_samples)

@@ -140,6 +140,11 @@ class Trajectory(AtAnchor):
         """The one whose outputs or losses make the row."""
         return () if self.space == "weights" else (self.probe,)
 
+    @property
+    def needs_whole_weights(self) -> bool:
+        """Where the weights themselves make the row."""
+        return self.space == "weights"
+
     def measure(self, view: View) -> Position:
         """The row at this anchor.
 

@@ -67,17 +67,19 @@ class InPlace:
         given = {name: w for name, w in weights.items() if w.requires_grad}
         if not (given and torch.is_grad_enabled()):
             with torch.no_grad():
-                return run()
-        result: Tensor = _Evaluation.apply(run, self.module, tuple(given), *given.values())  # type: ignore[no-untyped-call]
+                return run()[0]
+        result: Tensor = _Evaluation.apply(run, tuple(given), *given.values())  # type: ignore[no-untyped-call]
         return result
 
     def _run(
         self, function: Callable[[], Tensor], weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
-    ) -> Tensor:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The result, and the parameters that a backward pass leaves gradients of shards at."""
         self.shards.agree()
         rest(self.module)
+        parameters: dict[str, Tensor] = dict(self.module.named_parameters())
         with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in parameters.items():
                 if is_distributed_tensor(parameter):
                     local(parameter).copy_(weights[name])
             for name, buffer in self.module.named_buffers():
@@ -93,7 +95,7 @@ class InPlace:
         self._usual = passed
         self.shards.agree()
         self.shards.from_first(result.detach())
-        return result
+        return result, parameters
 
     def _catch_up(self, passed: Sequence[Event]) -> None:
         """Take part in what is left of the others' forward pass, who would wait for this process's shards."""
@@ -109,10 +111,10 @@ class _Evaluation(torch.autograd.Function):
     """A pass of the module as one operation on the shards that it was given."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[], Tensor], module: nn.Module, names: Sequence[str], *_: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Callable[[], Any], names: Sequence[str], *_: Tensor) -> Tensor:
         with torch.enable_grad():
-            ctx.losses = run()
-        ctx.module, ctx.names = module, names
+            ctx.losses, ctx.parameters = run()
+        ctx.names = names
         losses: Tensor = ctx.losses.detach()
         if not ctx.losses.requires_grad:
             ctx.mark_non_differentiable(losses)
@@ -122,11 +124,10 @@ class _Evaluation(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         ctx.losses.backward(*upstream)
         del ctx.losses
-        parameters = dict(ctx.module.named_parameters())
-        gradients = [parameters[name].grad for name in ctx.names]
-        for parameter in parameters.values():
+        gradients = [ctx.parameters[name].grad for name in ctx.names]
+        for parameter in ctx.parameters.values():
             parameter.grad = None
-        return None, None, None, *(None if g is None else local(g) for g in gradients)
+        return None, None, *(None if g is None else local(g) for g in gradients)
 
 
 @contextmanager
