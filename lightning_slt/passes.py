@@ -240,8 +240,8 @@ class SequentialPasses(Passes):
         """Let each chain's weights view its row."""
         super().__init__(posterior, position)
         self._weights = list(zip(*(leaf.detach().unbind() for leaf in self.leaves.values()), strict=True))
-        small = position.shape[1] <= RECORDED_AT_MOST
-        may = record and small and not posterior.shards.spread  # gathering cannot be recorded
+        self._long = position.shape[1] > RECORDED_AT_MOST
+        may = record and not self._long and not posterior.shards.spread  # gathering cannot be recorded
         self._recorder = Recorder(checks=CHECKS * len(position)) if may else None
 
     def has_gradient(self, batch: ChainBatch) -> bool:
@@ -252,31 +252,39 @@ class SequentialPasses(Passes):
             return self.posterior.loss(weights, batch.of_chain(0)).requires_grad
 
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
-        losses, rows = zip(*self._run(_WITH_GRADIENT, batch), strict=True)
+        losses: list[Tensor] = []
+        parts: list[Part] = []
         count = self.position.shape[1]
         whole = Leaf("all", torch.Size([count]), 0, count, None)
-        parts = tuple(Part(slice(chain, chain + 1), whole, row[None]) for chain, row in enumerate(rows))
-        return torch.stack(losses), Gradient(parts, self.position)
+        for index, (loss, *gradients) in enumerate(self._run(_WITH_GRADIENT, batch)):
+            assert isinstance(loss, Tensor)
+            losses.append(loss)
+            chain = slice(index, index + 1)
+            values = [None if g is None else cast("Tensor", g)[None] for g in gradients]  # no products: nothing batched
+            parts += self._parts(chain, values) if self._long else [Part(chain, whole, cast("Tensor", values[0]))]
+        return torch.stack(losses), Gradient(tuple(parts), self.position)
 
     @torch.no_grad()
     def loss(self, batch: ChainBatch) -> Tensor:
         """Mean minibatch loss ``[chain]``, in nats."""
         self._fill_masked()
-        return torch.stack([loss for (loss,) in self._run(_LOSS_ALONE, batch)])
+        return torch.stack([cast("Tensor", loss) for (loss,) in self._run(_LOSS_ALONE, batch)])
 
-    def _run(self, purpose: str, batch: ChainBatch) -> Iterator[Sequence[Tensor]]:
-        """Loss of one chain after another, and its gradient as a row if that is the purpose."""
+    def _run(self, purpose: str, batch: ChainBatch) -> Iterator[Results]:
+        """Loss of one chain after another, and its gradient if that is the purpose.
+
+        The gradient is one row, which costs less to add than leaf by leaf; a long one is left as it is, not copied.
+        """
         count = len(self.leaves)
 
-        def one_chain(weights: Sequence[Tensor], given: Batch) -> Sequence[Tensor]:
+        def one_chain(weights: Sequence[Tensor], given: Batch) -> Sequence[Tensor | None]:
             def mean(weights: Sequence[Tensor]) -> Tensor:
                 return self.posterior.loss(dict(zip(self.leaves, weights, strict=True)), given).mean()
 
             loss, *gradients = _evaluate(purpose, mean, weights)
-            assert loss is not None
-            return [loss, self._row(gradients)] if purpose == _WITH_GRADIENT else [loss]
+            return [loss, *gradients] if self._long or purpose == _LOSS_ALONE else [loss, self._row(gradients)]
 
-        def run(*tensors: Tensor) -> Sequence[Tensor]:
+        def run(*tensors: Tensor) -> Sequence[Tensor | None]:
             return one_chain(tensors[:count], batch.form.join(tensors[count:]))
 
         for chain, weights in enumerate(self._weights):
@@ -284,8 +292,7 @@ class SequentialPasses(Passes):
                 yield one_chain(weights, batch.of_chain(chain))
             else:
                 leaves = batch.leaves if batch.shared else [leaf[chain] for leaf in batch.leaves]
-                results = self._recorder.run(purpose, run, (*weights, *leaves), batch)
-                yield cast("Sequence[Tensor]", results)  # a row is no product
+                yield self._recorder.run(purpose, run, (*weights, *leaves), batch)
 
     def _row(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """The gradient of one chain as a row, which costs less to add than leaf by leaf."""

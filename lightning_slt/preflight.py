@@ -32,6 +32,9 @@ MB, 0.8 at 1.8, 0.9 to 1.0 at 2.3, 1.1 to 1.4 at 4.7; the ranges are between run
 Weights and minibatch, which either route only reads, do not count.
 """
 
+ROWS_AT_ONCE = 256
+"""Samples that are evaluated together where nothing is kept for a backward pass."""
+
 _REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
 
 
@@ -170,7 +173,9 @@ def fit_chunk(posterior: LocalPosterior, batch: ChainBatch, config: SamplingConf
     return replace(config, chunk_size=max(1, min(config.num_chains, posterior.shards.least(fitting))))
 
 
-def anchor_losses(loss: FunctionalLoss, weights: Params, data: SamplingData, config: SamplingConfig) -> Tensor | None:
+def anchor_losses(
+    loss: FunctionalLoss, weights: Params, data: SamplingData, config: SamplingConfig, *, rows: int = ROWS_AT_ONCE
+) -> Tensor | None:
     """Loss of every sample at the anchor ``[sample]``, where the loss gives it and one pass over the data pays.
 
     None too where the loss of a sample depends on the company it keeps (contrastive losses, random numbers): there
@@ -180,15 +185,15 @@ def anchor_losses(loss: FunctionalLoss, weights: Params, data: SamplingData, con
         return None
     if isinstance(loss, SeededLoss):
         return None
-    rows = []
+    found = []
     with torch.no_grad():
-        for start in range(0, len(data), 256):
-            index = torch.arange(start, min(start + 256, len(data)))
+        for start in range(0, len(data), rows):
+            index = torch.arange(start, min(start + rows, len(data)))
             losses = loss(weights, data.batch(index))
             if losses.ndim == 0 or len(losses) != len(index):
                 return None
-            rows.append(losses.reshape(len(index), -1).mean(1))
-        known = torch.cat(rows)
+            found.append(losses.reshape(len(index), -1).mean(1))
+        known = torch.cat(found)
         mixed = torch.randperm(len(data), generator=generator(config.seed, "company"))[: config.batch_size]
         among_others = loss(weights, data.batch(mixed)).reshape(len(mixed), -1).mean(1)
     apart = (known[mixed.to(known.device)] - among_others).abs()

@@ -26,9 +26,10 @@ class Probe:
             of ``(input, target)`` samples where these are whole numbers.
         loss_fn: ``loss_fn(module, batch)`` → ``[sample]`` or ``[sample, token]``, in nats; None is the one that is
             sampled.
+        batch_size: Samples that are evaluated together for each chain; fewer need less memory.
 
     Raises:
-        ValueError: If the name is empty or the number not positive.
+        ValueError: If the name is empty or a number not positive.
         TypeError: If the loss is no function of (module, batch).
 
     >>> import torch
@@ -41,6 +42,7 @@ class Probe:
     num_samples: int | None = None
     labels: Tensor | Sequence[int] | None = None
     loss_fn: LossFn | None = None
+    batch_size: int = 256
 
     def __post_init__(self) -> None:
         """Refuse what no probe can be."""
@@ -49,6 +51,9 @@ class Probe:
         count = self.num_samples
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise ValueError(f"Probe.num_samples must be a whole number of at least 1, or None for all, got {count!r}")
+        size = self.batch_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"Probe.batch_size must be a whole number of at least 1, got {size!r}")
         if self.loss_fn is not None:
             check_loss_fn(self.loss_fn)
 
@@ -58,8 +63,8 @@ class Probe:
 
     def same_as(self, other: Probe) -> bool:
         """Whether both are one: same name, data, count and loss."""
-        mine = (self.name, self.data, self.num_samples, self.loss_fn)
-        theirs = (other.name, other.data, other.num_samples, other.loss_fn)
+        mine = (self.name, self.data, self.num_samples, self.batch_size, self.loss_fn)
+        theirs = (other.name, other.data, other.num_samples, other.batch_size, other.loss_fn)
         return all(a is b or (isinstance(a, str | int) and a == b) for a, b in zip(mine, theirs, strict=True))
 
 
@@ -93,7 +98,7 @@ def distinct(probes: Sequence[Probe]) -> dict[str, Probe]:
     for probe in probes:
         if not known.setdefault(probe.name, probe).same_as(probe):
             raise ValueError(
-                f"two probes are called {probe.name!r} and differ in data, num_samples or loss_fn; give one of them "
+                f"two probes are called {probe.name!r} and differ in data, num_samples, batch_size or loss_fn; give one of them "
                 "another name: Probe(data, name='other')"
             )
     return known

@@ -21,9 +21,6 @@ from lightning_slt.seeding import generator
 from lightning_slt.sources import source_parts
 from lightning_slt.types import Batch, FunctionalLoss, Params
 
-PROBE_BATCH = 256
-"""Samples of a probe that are evaluated together."""
-
 PROBE_MEMORY = 2**30
 """Bytes of samples that a probe may hold."""
 
@@ -99,7 +96,7 @@ def fetch(probe: Probe, source: Any = None, *, to_device: Callable[[Batch], Batc
             f"probe {probe.name!r} has {len(indices)} samples, more than {PROBE_MEMORY >> 30} GiB of memory hold; "
             f"write Probe(…, num_samples={len(samples)}) or less"
         )
-    batches = tuple(samples.chain_batch(part) for part in torch.split(torch.arange(len(samples)), PROBE_BATCH))
+    batches = tuple(samples.chain_batch(part) for part in torch.split(torch.arange(len(samples)), probe.batch_size))
     labels = _labels(probe, indices, len(dataset), [batch.of_chain(0) for batch in batches])
     return FetchedProbe(probe=probe, batches=batches, labels=labels, indices=indices)
 

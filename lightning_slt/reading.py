@@ -23,6 +23,7 @@ from lightning_slt.calibration import (
     follow_curvature,
     renew,
 )
+from lightning_slt.capacity import Capacity
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.estimators.base import Estimator
@@ -116,7 +117,7 @@ class Reader:
         self.work = divide(module, request.components, request.estimators)
         self.settings: Settings | None = None
         self._measured: tuple[Anchor, float] | None = None
-        self.sampling = request.sampling
+        self.sampling, self.capacity = request.sampling, Capacity()
         probes = [probe.on(source) for e in request.estimators for probe in e.probes]
         collates = [source_parts(data)[1] for data in (*(p.data for p in probes), *self.work.sources.values())]
         losses = [probe.loss_fn for probe in probes]
@@ -289,6 +290,7 @@ class Reader:
                     chains=chains,
                     reduce=reduce,
                     on_step=on_step,
+                    capacity=self.capacity,
                 )
 
         return self.recall(self, anchor, f"reading with {settings!r}", make)

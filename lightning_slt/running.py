@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 
 from lightning_slt.assignment import SPANNING, ChainSet, Work
 from lightning_slt.calibration import Settings
+from lightning_slt.capacity import Capacity, with_fewer
 from lightning_slt.components import FULL
 from lightning_slt.data import SamplingData
-from lightning_slt.estimators.base import WHOLE, Estimator, Run
+from lightning_slt.estimators.base import WHOLE, Accumulator, Estimator, Run
 from lightning_slt.posterior import LocalPosterior
-from lightning_slt.preflight import anchor_losses, fit_chunk
+from lightning_slt.preflight import ROWS_AT_ONCE, anchor_losses, fit_chunk
 from lightning_slt.sampling import SamplingConfig, sample
 from lightning_slt.snapshot import Snapshot
 from lightning_slt.statistics import States
@@ -27,6 +29,9 @@ Results = dict[str, Any]
 
 Reduce = Callable[[States], None]
 
+Accumulators = dict[str, dict[str, Accumulator]]
+"""Of each component, by key."""
+
 
 def make_reading(
     snapshot: Snapshot,
@@ -37,6 +42,7 @@ def make_reading(
     chains: Sequence[int] | None = None,
     reduce: Reduce | None = None,
     on_step: Callable[[int], None] | None = None,
+    capacity: Capacity | None = None,
 ) -> dict[str, Results]:
     """Everything that estimators ask for: what chains give, and what the anchor alone shows.
 
@@ -48,13 +54,14 @@ def make_reading(
         chains: This process's chains; None for all.
         reduce: Adds statistics up over processes.
         on_step: Called after every step with the number of chains that made it.
+        capacity: What fits into the memory, as far as earlier readings of this network have shown.
 
     Returns:
         ``{component: {key: estimate}}``.
     """
     results: dict[str, Results] = {}
     if settings is not None:
-        results = run_chains(snapshot, work, settings, chains=chains, reduce=reduce, on_step=on_step)
+        results = run_chains(snapshot, work, settings, chains=chains, reduce=reduce, on_step=on_step, capacity=capacity)
     for estimator in work.at_anchor:
         results.setdefault(FULL, {})[estimator.name] = estimator.measure(snapshot.view(seed=seed))
     return results
@@ -68,6 +75,7 @@ def run_chains(
     chains: Sequence[int] | None = None,
     reduce: Reduce | None = None,
     on_step: Callable[[int], None] | None = None,
+    capacity: Capacity | None = None,
 ) -> dict[str, Results]:
     """Run every set of chains once and feed all estimators; once more at nβ = 0 for those that want a control.
 
@@ -77,15 +85,19 @@ def run_chains(
         settings: Sampler, constants and counts.
         chains: This process's chains; None for all.
         reduce: Adds statistics up over processes.
-        on_step: Called after every step with the number of chains that made it.
+        on_step: Called after every step with the number of chains that made it, negative for steps that are made anew.
+        capacity: What fits into the memory, as far as earlier readings of this network have shown.
 
     Returns:
         ``{component: {key: estimate}}``.
     """
     results: dict[str, Results] = {}
+    capacity = capacity or Capacity()
     for source in dict.fromkeys(chain_set.source for chain_set in work.sets):
         for together in _together(snapshot, [s for s in work.sets if s.source == source], settings):
-            everything = _run(snapshot, together, settings, chains=chains, reduce=reduce, on_step=on_step)
+            everything = _run(
+                snapshot, together, settings, chains=chains, reduce=reduce, on_step=on_step, capacity=capacity
+            )
             for component, found in everything.items():
                 results.setdefault(component, {}).update(found)
     for estimator in (e for e in work.estimators if e.spanning):
@@ -120,6 +132,7 @@ def _run(
     chains: Sequence[int] | None,
     reduce: Reduce | None,
     on_step: Callable[[int], None] | None,
+    capacity: Capacity,
 ) -> dict[str, Results]:
     """What sets of chains on the same samples give to their estimators, by component."""
     data = snapshot.samples(sets[0].source)
@@ -127,36 +140,68 @@ def _run(
     batch = snapshot.batch(settings.sampling, data)
     config = min((fit_chunk(p, batch, settings.sampling) for p in posteriors.values()), key=lambda c: c.chunk_size or 1)
     runs = {name: _describe(p, settings, config, snapshot, data) for name, p in posteriors.items()}
-    known = anchor_losses(snapshot.loss, snapshot.module_loss.weights, data, config)
+    anchor = snapshot.module_loss.weights
+    known = with_fewer(ROWS_AT_ONCE, lambda rows: anchor_losses(snapshot.loss, anchor, data, config, rows=rows))
     wanted = {probe.name for s in sets for e in s.estimators for probe in e.probes}
     options: dict[str, Any] = {
         "sampler": settings.sampler,
         "batches": data,
-        "config": config,
         "anchor_losses": known,
         "chains": chains,
         "probes": {name: snapshot.probes[name].data for name in wanted},
-        "on_step": on_step,
     }
-    found = _feed(_draws(posteriors, options), {s.component: s.estimators for s in sets}, runs, reduce)
+
+    def feed(posteriors: Mapping[str, LocalPosterior], asking: Mapping[str, Sequence[Estimator]]) -> dict[str, Results]:
+        def attempt(config: SamplingConfig) -> Accumulators:
+            with _counted(on_step) as counted:
+                draws = _draws(posteriors, config, {**options, "on_step": counted})
+                return _fed({name: {e.name: e.start(runs[name]) for e in asking[name]} for name in asking}, draws)
+
+        # where each process holds a part of a chain, none may begin anew alone
+        spread = next(iter(posteriors.values())).shards.spread
+        return _computed(attempt(config) if spread else capacity.run(config, attempt), reduce)
+
+    found = feed(posteriors, {s.component: s.estimators for s in sets})
     asking = {s.component: [e for e in s.estimators if e.control] for s in sets}
     asking = {name: estimators for name, estimators in asking.items() if estimators}
     if asking:
         alone = {name: replace(posteriors[name], nbeta=0.0) for name in asking}
-        controls = _feed(_draws(alone, options), asking, runs, reduce)
+        controls = feed(alone, asking)
         for name, estimators in asking.items():
             found[name] |= {e.name: e.controlled(found[name][e.name], controls[name][e.name]) for e in estimators}
     return {n: {key: replace(v, settings=settings) for key, v in results.items()} for n, results in found.items()}
 
 
-def _draws(posteriors: Mapping[str, LocalPosterior], options: Mapping[str, Any]) -> Iterator[Mapping[str, Draw]]:
-    """Draws of one component or of several side by side, by component."""
-    if len(posteriors) > 1:
-        yield from sample_together(posteriors, **options)
+def _draws(
+    posteriors: Mapping[str, LocalPosterior], config: SamplingConfig, options: Mapping[str, Any]
+) -> Iterator[Mapping[str, Draw]]:
+    """Draws of one component, of several side by side, or of one after another, by component."""
+    if len(posteriors) > 1 and config.chain_method != "sequential":
+        yield from sample_together(posteriors, config=config, **options)
         return
     for name, posterior in posteriors.items():
-        for draw in sample(posterior, **options):
+        for draw in sample(posterior, config=config, **options):
             yield {name: draw}
+
+
+@contextmanager
+def _counted(on_step: Callable[[int], None] | None) -> Iterator[Callable[[int], None] | None]:
+    """Pass steps on, and take them back where they were made in vain."""
+    if on_step is None:
+        yield None
+        return
+    made = 0
+
+    def counted(chains: int) -> None:
+        nonlocal made
+        made += chains
+        on_step(chains)
+
+    try:
+        yield counted
+    except (RuntimeError, MemoryError):
+        on_step(-made)
+        raise
 
 
 def _describe(
@@ -178,19 +223,18 @@ def _describe(
     )
 
 
-def _feed(
-    draws: Iterable[Mapping[str, Draw]],
-    estimators: Mapping[str, Sequence[Estimator]],
-    runs: Mapping[str, Run],
-    reduce: Reduce | None,
-) -> dict[str, Results]:
-    """Every estimator's result of one run of chains, by component."""
-    accumulators = {name: {e.name: e.start(runs[name]) for e in asking} for name, asking in estimators.items()}
+def _fed(accumulators: Accumulators, draws: Iterable[Mapping[str, Draw]]) -> Accumulators:
+    """Everybody has taken in all draws."""
     with torch.no_grad():
         for by_component in draws:
             for name, draw in by_component.items():
                 for accumulator in accumulators[name].values():
                     accumulator.update(draw)
+    return accumulators
+
+
+def _computed(accumulators: Accumulators, reduce: Reduce | None) -> dict[str, Results]:
+    """Every estimator's result of one run of chains, by component."""
     for asking in accumulators.values():
         for accumulator in asking.values():
             if reduce is not None:

@@ -202,6 +202,7 @@ class Chunk:
             start = depart(self.position, here) if following is not None and following % every == 0 else None
             state = self.sampler.step(state, here, self.noise)
             accepted = None if start is None else acceptance(self.sampler, start, self.position, here)
+            del start, here, loss, gradient, again  # rows as long as the weights, before there are new ones
             if on_step is not None:
                 on_step(len(self.chains))
 
@@ -237,12 +238,17 @@ class Chunk:
             known = self.anchor_losses[batch.indices.to(self.anchor_losses.device)].mean(-1)
             return known.expand(count) if batch.shared else known
         if self._at_anchor is None:
-            self._at_anchor = self._passes_at(self.posterior.anchor_row.repeat(count, 1))
+            self._at_anchor = self._passes_at(self._anchor_rows(count))
         if self._fixed is None:
             return self._at_anchor.loss(batch)
         if not hasattr(self, "_fixed_loss"):
             self._fixed_loss = self._at_anchor.loss(batch)
         return self._fixed_loss
+
+    def _anchor_rows(self, count: int) -> Tensor:
+        """The anchor for each of the chains; where they run one after another they can share it."""
+        row = self.posterior.anchor_row
+        return row.expand(count, -1) if self.sequential else row.repeat(count, 1)
 
     def _probe(self, probe: ProbeData) -> Tensor:
         return side_by_side([self.passes.losses(batch, probe.loss) for batch in probe.batches])

@@ -19,7 +19,7 @@ LAYERS = [
     {"data", "health", "samplers", "records", "covariances", "groupings", "responses", "compression", "checkpoints"},
     {"passes", "estimators", "motion", "store", "events"},
     {"sampling"},
-    {"preflight", "published", "chains"},
+    {"preflight", "published", "chains", "capacity"},
     {"calibration", "soundness", "together", "probing", "assignment", "analysis"},
     {"snapshot"},
     {"running", "reporting"},

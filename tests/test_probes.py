@@ -154,10 +154,15 @@ def test_more_samples_than_there_are(net):
     assert spread(net, Probe(None, num_samples=7)).traces.shape[2] == 7
 
 
-def test_more_samples_than_a_batch(net, monkeypatch):
+def test_more_samples_than_a_batch(net):
     whole = spread(net, Probe(samples(30))).traces
-    monkeypatch.setattr("lightning_slt.probing.PROBE_BATCH", 7)
-    assert torch.allclose(whole, spread(net, Probe(samples(30))).traces, rtol=0, atol=1e-10)
+    assert torch.allclose(whole, spread(net, Probe(samples(30), batch_size=7)).traces, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True])
+def test_a_batch_has_samples(size):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+        Probe(samples(), batch_size=size)
 
 
 def test_tokens_of_different_lengths():

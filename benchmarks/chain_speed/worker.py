@@ -100,12 +100,15 @@ class PeakMemory:
 
     def __init__(self, device: torch.device, *, num_children: int = 0) -> None:
         self.device, self.num_children = device, num_children
-        if device.type == "cuda":
-            self.before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
+        self.forget()
+        self.before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident_peak()
+
+    def forget(self) -> None:
+        """Forget peaks so far; growth still counts from construction."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         else:
             _reset_resident_peak()
-            self.before = _resident_peak()
 
     def growth(self) -> int:
         """Bytes since construction."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_slt.batches import ChainBatch
 from lightning_slt.components import Component
 from lightning_slt.data import SamplingData
-from lightning_slt.passes import SequentialPasses, VectorizedPasses
+from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.sampling import SamplingConfig
 from lightning_slt.seeding import generator
@@ -110,27 +110,43 @@ def curvature_at(
     Returns:
         Eigenvalues ``[place]``, and directions ``[place, coordinate]``, not normalized.
     """
-    count = len(position)
-    route = SequentialPasses if sampling.chain_method == "sequential" else VectorizedPasses
-    rows = position.repeat(2, 1)
-    passes = route(posterior, rows)
-    vector = start.clone()
+    slopes = _one_side_after_another if sampling.chain_method == "sequential" else _both_sides_together
+    vector = start
     value = width = torch.ones_like(position[:, 0])
     for _ in range(iterations):
         vector = vector / posterior.shards.norm(vector)[:, None]
         delta = _reach(posterior, width)[:, None]
-        torch.add(position, delta * vector, out=rows[:count])
-        torch.sub(position, delta * vector, out=rows[count:])
-        gradient = torch.zeros_like(rows)
-        for batch in batches:
-            passes.loss_and_gradient(batch)[1].add_to(gradient, scale=1.0)
-        product = (gradient[:count] - gradient[count:]) / (2 * delta * len(batches))
+        product = slopes(posterior, position, delta * vector, batches).div_(2 * delta * len(batches))
         value = posterior.shards.norm(product)
         alive = (value.isfinite() & (value > 0))[:, None]
         vector = torch.where(alive, product, vector)
         # the value alone would swing for ever where the curvature grows with the reach
         width = torch.where(alive[:, 0], width ** (2 / 3) * value ** (1 / 3), width)
     return value, vector
+
+
+def _both_sides_together(
+    posterior: LocalPosterior, position: Tensor, offset: Tensor, batches: Sequence[ChainBatch]
+) -> Tensor:
+    """Gradients at ``position + offset`` less those at ``position − offset``, summed over batches."""
+    rows = torch.cat([position + offset, position - offset])
+    gradient = _summed(VectorizedPasses(posterior, rows), batches)
+    return gradient[: len(position)] - gradient[len(position) :]
+
+
+def _one_side_after_another(
+    posterior: LocalPosterior, position: Tensor, offset: Tensor, batches: Sequence[ChainBatch]
+) -> Tensor:
+    """The same in less than half of the memory, where running together gains nothing."""
+    above = _summed(SequentialPasses(posterior, position + offset), batches)
+    return above.sub_(_summed(SequentialPasses(posterior, position - offset), batches))
+
+
+def _summed(passes: Passes, batches: Sequence[ChainBatch]) -> Tensor:
+    gradient = torch.zeros_like(passes.position)
+    for batch in batches:
+        passes.loss_and_gradient(batch)[1].add_to(gradient, scale=1.0)
+    return gradient
 
 
 def _reach(posterior: LocalPosterior, curvature: Tensor) -> Tensor:
