@@ -108,7 +108,7 @@ def estimate(
                 localization=localization,
             )
         results = make_reading(snapshot, work, settings, seed=config.seed, on_step=on_step)
-    report_failures(results, on_failure)
+    report_failures(results, None if on_failure == "raise" else warn_user)
     spanning = results.pop(SPANNING, {})
     own = results.get(FULL, {}) if components is None else results
     others = {} if components is not None else {name: found for name, found in results.items() if name != FULL}
@@ -152,11 +152,15 @@ def check_on_failure(on_failure: str) -> None:
         raise ValueError(f"on_failure must be 'warn' or 'raise', got {on_failure!r}")
 
 
-def report_failures(results: Mapping[str, Results], on_failure: OnFailure) -> None:
+def report_failures(results: Mapping[str, Results], complain: Callable[[str], None] | None) -> None:
     """Say which chains died, or raise.
 
+    Args:
+        results: ``{component: {key: estimate}}``.
+        complain: Tells the user; None raises.
+
     Raises:
-        FailedReadingError: If any did and ``on_failure="raise"``.
+        FailedReadingError: If any did and nobody is to be told.
     """
     for component, estimates in results.items():
         for key, value in estimates.items():
@@ -165,6 +169,6 @@ def report_failures(results: Mapping[str, Results], on_failure: OnFailure) -> No
                 continue
             where = ", ".join(f"chain {c} at step {s}" for c, s in dead.items())
             message = f"{component}/{key}: the loss was not finite in {where}; they are left out. Lower the step size"
-            if on_failure == "raise":
+            if complain is None:
                 raise FailedReadingError(message)
-            warn_user(message)
+            complain(message)

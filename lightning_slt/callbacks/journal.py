@@ -12,8 +12,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_slt.boundary import warn_user
 from lightning_slt.calibration import Settings
+from lightning_slt.callbacks.complaints import Complaints
 from lightning_slt.components import FULL
 from lightning_slt.data import SamplingData
 from lightning_slt.reading import Anchor
@@ -39,6 +39,7 @@ class Journal:
     Attributes:
         index: Of the next reading.
         last: Last finite value of every tag.
+        unrecorded: How many readings of this fit could not be recorded.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Journal:
         self.trainer, self.name, self.keys, self.data, self.snapshots = trainer, name, keys, data, snapshots
         self.index = 0
         self.last: dict[str, float] = {}
+        self.unrecorded, self._complaints = 0, Complaints()
         self._log_dir = log_dir if trainer.is_global_zero else None
         self._records: RecordWriter | None = None
         self._resume_records: str | None = None
@@ -138,7 +140,9 @@ class Journal:
             records = self._open_records(self._log_dir)
             records.write(reading, anchor=anchor.module_loss.weights if self.snapshots else None)
         except OSError as error:
-            warn_user(f"{self.name}: the reading at step {reading.step} was not recorded: {error}")
+            self.unrecorded += 1
+            told = f"{self.name}: the reading at step {reading.step} was not recorded: {error}"
+            self._complaints.tell(told, again="; it is logged all the same, and how many were not is told in the end")
 
     def _open_records(self, log_dir: str) -> RecordWriter:
         self._records = self._records or RecordWriter(log_dir, self.name, resume=self._resume_records)

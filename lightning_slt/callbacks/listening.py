@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
@@ -49,7 +49,7 @@ def pace(trainer: pl.Trainer, name: str, *, step: int, due: bool) -> bool:
     return due
 
 
-def tell(trainer: pl.Trainer, reading: Reading, *, raising: bool) -> None:
+def tell(trainer: pl.Trainer, reading: Reading, *, complain: Callable[[str], None] | None) -> None:
     """Let every callback of the Trainer that listens hear of a reading; an error of theirs leaves training alone.
 
     The monitor that made it hears first: what it derives from it (a speed, say) others may ask for.
@@ -57,17 +57,16 @@ def tell(trainer: pl.Trainer, reading: Reading, *, raising: bool) -> None:
     Args:
         trainer: With the callbacks.
         reading: What was read.
-        raising: Whether their errors raise all the same.
+        complain: Tells the user of their errors; None raises them.
     """
     listeners = [c for c in trainer.callbacks if isinstance(c, Listener)]  # type: ignore[attr-defined]
     for callback in sorted(listeners, key=lambda c: getattr(c, "name", None) != reading.name):
         try:
             callback.hear(trainer, reading)
         except Exception as error:  # whatever a listener does wrong, training must go on
-            if raising:
+            if complain is None:
                 raise
-            warnings.warn(
+            complain(
                 f"{type(callback).__name__} failed at the reading of {reading.name!r} at step {reading.step}: "
-                f"{type(error).__name__}: {error}",
-                stacklevel=2,
+                f"{type(error).__name__}: {error}"
             )

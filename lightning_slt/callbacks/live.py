@@ -13,6 +13,7 @@ from lightning_slt.assignment import result_keys
 from lightning_slt.boundary import warn_user
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.budget import Budget, Cost
+from lightning_slt.callbacks.complaints import Complaints
 from lightning_slt.callbacks.history import History, Kept
 from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.listening import tell
@@ -86,7 +87,7 @@ class LiveReadings:
         self.peers = Peers(trainer)
         self.reader = reader_of(trainer, module, name, request, source)
         self.keys = result_keys(self.reader.work)
-        self.verdicts = Verdicts(request.estimators, name)
+        self.verdicts, self.complaints = Verdicts(request.estimators, name), Complaints()
         self.history = History()
         self.journal = Journal(
             trainer, name, keys=self.keys, data=self.reader.data, log_dir=log_dir, snapshots=snapshots
@@ -217,7 +218,7 @@ class LiveReadings:
                 if must_work or self.on_failure == "raise":
                     raise
                 failure = f"{type(error).__name__}: {error}"
-                warn_user(f"{self.name}: the reading at step {anchor.step} failed: {failure}")
+                self.complaints.tell(f"{self.name}: the reading at step {anchor.step} failed: {failure}")
         if failure is None and not results:
             return False
         bad = worthless(results, exact=settings is not None and settings.sampler.full_batch)
@@ -229,7 +230,7 @@ class LiveReadings:
             reading = self.journal.enter(
                 anchor, settings, results, failure, duration=duration, overhead=overhead, bad=bad, revises=revises
             )
-            tell(self.trainer, reading, raising=self.on_failure == "raise")
+            tell(self.trainer, reading, complain=None if self.on_failure == "raise" else self.complaints.tell)
         if failure is None:
             self.budget.learn(self.budget.clock() - began)
         if self.index == 1 and self.budget.share is None:
@@ -272,7 +273,7 @@ class LiveReadings:
         if (news := self.verdicts.take(step, results)) is not None and self.trainer.is_global_zero:
             warn_user(news)
         try:
-            report_failures(results, self.on_failure)
+            report_failures(results, None if self.on_failure == "raise" else self.complaints.tell)
             if bad and self.on_failure == "raise":
                 raise FailedReadingError("; ".join(f"{where}: {why}" for where, why in bad.items()))
         except FailedReadingError as error:
@@ -291,6 +292,8 @@ class LiveReadings:
             return
         if self.verdicts.readings:
             rank_zero_info(self.verdicts.summary())
+            if self.journal.unrecorded:
+                rank_zero_info(f"{self.name}: {self.journal.unrecorded} of {self.index} readings were not recorded")
         elif self.index == 0 and self.budget.cost is not None and self.budget.share is not None:
             seconds, training = self.budget.cost.whole, self.budget.training
             warn_user(
