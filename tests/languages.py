@@ -57,7 +57,7 @@ class NeoX(nn.Module):
         return SimpleNamespace(logits=self.embed_out(self.gpt_neox["final_layer_norm"](x)))
 
 
-def make_model():  # type: ignore[no-untyped-def]  # noqa: ANN201
+def make_model():  # type: ignore[no-untyped-def]
     """Without annotations, as many such functions are."""
     return NeoX()
 
