@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning_slt.calibration.sweep import Trial
+from lightning_slt.reporting.canvas import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +39,7 @@ def calibration_table(trials: Sequence[Trial], chosen: Trial | None) -> str:
     return "\n".join(rows)
 
 
+@picture
 def calibration_figure(trials: Sequence[Trial], chosen: Trial | None, *, title: str) -> Figure:
     """λ̂ against ε and against nβ, the acceptance, and the traces of the suggestion.
 
@@ -49,10 +51,8 @@ def calibration_figure(trials: Sequence[Trial], chosen: Trial | None, *, title: 
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     figure.suptitle("\n".join(textwrap.wrap(title, 130)), fontsize=10, color=INK, x=0.01, ha="left")
     steps, nbetas, acceptance, traces = figure.subplots(2, 2).flat

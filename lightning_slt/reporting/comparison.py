@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_slt.analysis.comparison import Alignment, Difference, Preference
 from lightning_slt.analysis.trajectories import JointTrajectories
 from lightning_slt.components import FULL
+from lightning_slt.reporting.canvas import picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,16 +145,15 @@ def _probability(p: float) -> str:
     return "unknown" if math.isnan(p) else f"{p:.3f}" if p >= 1e-3 else f"{p:.1g}"
 
 
+@picture
 def draw(found: Comparison) -> Figure:
     """All differences in standard errors, all alignments beside those of seeds, and curves that two runs both have.
 
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
+    from matplotlib.figure import Figure
+
     curves = {where: steps for where, steps in found.curves.items() if len(steps) > 1}
     panels = [bool(found.differences), bool(found.alignments)]
     number = sum(panels) + min(MOST_CURVES, len(curves))

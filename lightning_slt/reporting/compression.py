@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_slt.analysis.compression import COLLINEAR, Correlated
 from lightning_slt.estimators.compressibility import NUMBERS, Compression
+from lightning_slt.reporting.canvas import picture
 from lightning_slt.results import StoredResult
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def compression_pictures(result: Compression) -> Mapping[str, Any]:
     return {"curves": partial(compression_figure, result)} if result.curves else {}
 
 
+@picture
 def compression_figure(result: Compression | StoredResult, *, title: str | None = None) -> Figure:
     """Rise of the loss along the dial of each scheme, with the tolerances and the critical settings.
 
@@ -41,10 +43,11 @@ def compression_figure(result: Compression | StoredResult, *, title: str | None 
     Raises:
         ImportError: Without matplotlib.
     """
-    figure_class = _figure_class()
+    from matplotlib.figure import Figure
+
     curves = {name: values for name, values in result.arrays().items() if name in DIALS}
     numbers = result.scalars()
-    figure: Figure = figure_class(figsize=(3.6 * len(curves), 3.6), dpi=100)
+    figure = Figure(figsize=(3.6 * len(curves), 3.6), dpi=100)
     figure.subplots_adjust(left=0.2 / len(curves), right=0.98, bottom=0.16, top=0.82, wspace=0.25)
     heading = title or f"rise of the loss where weights are compressed, from {numbers['loss']:.4g} nats"
     figure.suptitle(heading, fontsize=10, color=INK, x=0.01, ha="left")
@@ -104,6 +107,7 @@ def correlation_table(found: Sequence[Correlated]) -> str:
     return "\n".join([*rows, "", *notes])
 
 
+@picture
 def correlation_figure(found: Correlated, *, title: str = "") -> Figure:
     """Critical number, λ̂ and loss over steps; then λ̂ against the number, coloured by step.
 
@@ -114,8 +118,9 @@ def correlation_figure(found: Correlated, *, title: str = "") -> Figure:
     Raises:
         ImportError: Without matplotlib.
     """
-    figure_class = _figure_class()
-    figure: Figure = figure_class(figsize=(11, 4.2), dpi=110, layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     name, steps = found.number.rpartition("/")[2], [max(1, step) for step in found.steps.tolist()]
@@ -152,11 +157,3 @@ def _window(rises: Sequence[float], tolerance: float) -> tuple[float, float]:
     top = max(min(max(seen, default=0.0), 3 * tolerance), tolerance or 1e-3)
     bottom = max(min(0.0, *seen, 0.0), -3 * top)
     return bottom - 0.05 * top, 1.1 * top
-
-
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
-    return Figure

@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from lightning_slt.analysis.curves import Curves, Groups
+from lightning_slt.reporting.canvas import picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ def groups_table(curves: Curves, groups: Groups) -> str:
     return "\n".join([*rows, "", f"silhouette {groups.silhouette:.2f} (below about 0.25 there are no groups)"])
 
 
+@picture
 def groups_figure(curves: Curves, groups: Groups, *, title: str = "", quantity: str = "λ̂") -> Figure:
     """One panel a group, all curves in grey behind those of the group, with bands of one standard error.
 
@@ -41,11 +43,9 @@ def groups_figure(curves: Curves, groups: Groups, *, title: str = "", quantity: 
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     panels = int(groups.labels.max()) + 1
     figure = Figure(figsize=(min(16, 1 + 4 * panels), 4), dpi=110, layout="constrained")
     figure.suptitle("\n".join(textwrap.wrap(title, 60 * panels)), fontsize=10, color=INK, x=0.01, ha="left")

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_slt.analysis.kernels import clusters, order, pca
 from lightning_slt.estimators.loss_kernel import KernelEstimate
 from lightning_slt.gram import normalized, some_of
+from lightning_slt.reporting.canvas import picture
 from lightning_slt.reporting.tensorboard import Embedding
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def kernel_pictures(result: KernelEstimate) -> Mapping[str, Any]:
     return {"heatmap": partial(kernel_figure, result), "samples": kernel_embedding(result)}
 
 
+@picture
 def kernel_figure(result: KernelEstimate, *, groups: Tensor | None = None, title: str | None = None) -> Figure:
     """R as a heat map, samples of one group together, in each those first that are most like it.
 
@@ -52,10 +54,8 @@ def kernel_figure(result: KernelEstimate, *, groups: Tensor | None = None, title
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
+    from matplotlib.figure import Figure
+
     samples = result.traces.shape[2]
     some = some_of(samples, PIXELS)
     factor = result.factor[:, some]

@@ -11,6 +11,7 @@ import torch
 
 from lightning_slt.analysis.responses import MODES, Modes, Text, modes, modes_table, noise_share, standardized
 from lightning_slt.estimators import Responses
+from lightning_slt.reporting.canvas import picture
 from lightning_slt.results import StoredResult
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def response_table(result: Responses | StoredResult, *, count: int = MODES, text
     return f"{_reliance(result)}\n\n{table}"
 
 
+@picture
 def response_figure(result: Responses | StoredResult, *, title: str | None = None) -> Figure:
     """The standardized matrix, rows in the order of the first mode; shares of the modes; loadings of the components.
 
@@ -52,10 +54,8 @@ def response_figure(result: Responses | StoredResult, *, title: str | None = Non
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
+    from matplotlib.figure import Figure
+
     values = standardized(result.matrix)
     found = _modes(result, MODES)
     figure = Figure(figsize=(12, 5.5), dpi=110, layout="constrained")

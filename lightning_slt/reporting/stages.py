@@ -9,6 +9,7 @@ import torch
 
 from lightning_slt.analysis.announcing import Alert, Announcement
 from lightning_slt.analysis.stages import ENOUGH, Boundary, Series, Stage
+from lightning_slt.reporting.canvas import picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,6 +80,7 @@ def reservations(series: Series, *, failed: int = 0) -> list[str]:
     return notes
 
 
+@picture
 def stages_figure(
     series: Series,
     found: Sequence[Stage],
@@ -101,11 +103,9 @@ def stages_figure(
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
-    figure = Figure(figsize=(8, 5.5), dpi=110, layout="constrained", facecolor="white")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5.5), dpi=110, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     kept = series.usable
     steps, values, stderr = series.steps[kept], series.values[kept], series.stderr[kept].nan_to_num(0.0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning_slt.analysis.stagewise import Event, InfluenceCurves
+from lightning_slt.reporting.canvas import picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +30,7 @@ def events_table(events: Sequence[Event]) -> str:
     return "\n".join(rows)
 
 
+@picture
 def stagewise_figure(
     curves: InfluenceCurves, events: Sequence[Event], *, title: str = "", boundaries: Sequence[float] = ()
 ) -> Figure:
@@ -42,16 +45,14 @@ def stagewise_figure(
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
+    from matplotlib.figure import Figure
+
     moved = (curves.values / curves.stderr).nan_to_num(0.0, 0.0, 0.0).abs().amax(0)
     shown = sorted(moved.argsort(descending=True)[:MOST_PANELS].tolist())
     across = min(4, len(shown))
     down = -(-len(shown) // across)
     figure = Figure(figsize=(1 + 3.2 * across, 0.6 + 2.2 * down), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
+    figure.suptitle("\n".join(textwrap.wrap(title, 45 * across)), fontsize=10, color=INK, x=0.01, ha="left")
     steps = curves.steps.tolist()
     panels = figure.subplots(down, across, squeeze=False, sharex=True).ravel()
     for axis, index in zip(panels, shown, strict=False):
@@ -74,7 +75,6 @@ def stagewise_figure(
         axis.spines[["top", "right"]].set_visible(False)
     for axis in panels[len(shown) :]:
         axis.set_visible(False)
-    figure.supxlabel(
-        "step; lines: the sign turns; triangles: peaks; orange positive (harmful), blue negative", fontsize=8
-    )
+    legend = "step; lines: the sign turns; triangles: peaks; orange positive (harmful), blue negative"
+    figure.supxlabel("\n".join(textwrap.wrap(legend, 55 * across)), fontsize=8)
     return figure

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from lightning_slt.components import FULL
+from lightning_slt.reporting.canvas import plainly
 from lightning_slt.reporting.scalars import Keys
 
 SHEET = 4096
@@ -101,9 +102,10 @@ def write_figure(loggers: Sequence[Logger], tag: str, draw: Callable[[], Any], s
     """Log a picture where a logger can show it; nothing without matplotlib."""
     able = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     if able and find_spec("matplotlib") is not None:
-        figure = draw()
-        for logger in able:
-            logger.experiment.add_figure(tag, figure, step)
+        with plainly():  # sizes of letters are settled when a figure is rendered
+            figure = draw()
+            for logger in able:
+                logger.experiment.add_figure(tag, figure, step)
 
 
 def write_embedding(loggers: Sequence[Logger], tag: str, embedding: Embedding, step: int) -> None:

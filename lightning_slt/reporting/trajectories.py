@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_slt.analysis.forms import Form, lissajous
 from lightning_slt.analysis.trajectories import JointTrajectories
+from lightning_slt.reporting.canvas import picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,6 +78,7 @@ def _nearest(joint: JointTrajectories, place: Tensor) -> str:
     return f"{name} at {apart[name]:.3g}"
 
 
+@picture
 def trajectory_figure(
     joint: JointTrajectories, *, found: Mapping[str, Sequence[Form]] | None = None, title: str = ""
 ) -> Figure:
@@ -90,11 +92,9 @@ def trajectory_figure(
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib; pip install lightning_slt[plot]") from error
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     axes = len(joint.shares)
     others: list[int | None] = [*range(1, min(axes, 3))] or [None]
     figure = Figure(figsize=(1 + 4.5 * len(others), 4.9), dpi=110, layout="constrained")
