@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 import lightning_slt as slt
 from lightning_slt.callbacks.history import History
-from lightning_slt.cli import main
+from lightning_slt.cli import main, read_config
 from lightning_slt.losses import classification, next_token
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -240,6 +241,19 @@ def test_pythia_from_folders_and_from_the_cache(
     assert main(["analyze", "pythia", "--config", "config.yaml", "--out", "a", "--dry-run"]) == 0
     assert "failed" in capsys.readouterr().out
     assert str(Path.cwd()) not in sys.path
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_page_on_pythia_can_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("config.yaml").write_text(text)
+    monkeypatch.setitem(sys.modules, "pythia", languages)
+    module, data, callbacks = read_config(Path("config.yaml"))
+    assert isinstance(module, languages.NeoX)
+    assert len(data) == 24
+    assert [type(c) for c in callbacks] == [slt.LLCMonitor, slt.StageMonitor]
+    assert callbacks[0].loss_fn is next_token
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
