@@ -18,7 +18,7 @@ from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
 from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, batch_index, check_loss_fn, describe, ready_made
-from lightning_slt.sharding import InPlace, local, rest, shard_axis, shards_of
+from lightning_slt.sharding import InPlace, at_rest, local, shard_axis, shards_of
 from lightning_slt.types import Batch, LossFn, Params
 
 
@@ -95,13 +95,14 @@ class ModuleLoss:
         """Copy the weights and the buffers."""
         self.loss_fn = derive_loss(module, loss_fn)
         self.dtype = sampling_dtype(module)
-        rest(module)
-        self.shards = shards_of(module)
-        self._axes = {name: shard_axis(p) for name, p in module.named_parameters()}
+        with at_rest(module):
+            parameters = dict(module.named_parameters())
+            self.shards = shards_of(module)
+            self._axes = {name: shard_axis(p) for name, p in parameters.items()}
+            self.weights: Params = {
+                name: self._copy(p) for name, p in parameters.items() if not isinstance(p, nn.UninitializedParameter)
+            }
         self._in_place = InPlace(module, self.shards)
-        self.weights: Params = {
-            name: self._copy(p) for name, p in module.named_parameters() if not isinstance(p, nn.UninitializedParameter)
-        }
         self.module, self._bound = module, _Bound(module)
         self._names = {n: f"module.{n}" for n, _ in _named_tensors(module)}
         self._tied = len(self._names) < len(_named_tensors(module, remove_duplicate=False))

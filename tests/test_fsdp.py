@@ -6,10 +6,11 @@ import math
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,15 +18,19 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from models import Classifier, Watch, blobs, compare, copied, few_draws, loader_of, seed_all, trainer_for
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import lightning_slt as slt
 from lightning_slt import sampling
+from lightning_slt.callbacks.checks import check_shards
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.data import load_data
 from lightning_slt.functional import ModuleLoss
@@ -58,6 +63,19 @@ def _started(rank: int, function: Callable[..., None], port: int, count: int, ar
     function(rank, *args)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+QUICK: dict[str, Any] = {
+    "sampler": slt.RMSPropSGLD(step_size=1e-4, adaptation="always"),
+    "nbeta": 10.0,
+    "localization": 10.0,
+    "sampling": FEW,
+}
+"""Settings for which no curvature is measured, which costs most of a short reading."""
+
+
+def quick_draws(**changes: Any) -> slt.LLCMonitor:
+    return few_draws(**{**QUICK, **changes})
 
 
 class Scale(nn.Module):
@@ -127,7 +145,15 @@ def shards(tensors: Any) -> list[Any]:
     return copied(parts)
 
 
-def train(folder: str, *callbacks: Any, make: Any = None, processes: int = 2, **options: Any) -> list[dict[str, Any]]:
+def train(
+    folder: str,
+    *callbacks: Any,
+    make: Any = None,
+    val: Any = None,
+    resume: str | None = None,
+    processes: int = 2,
+    **options: Any,
+) -> list[dict[str, Any]]:
     """Train two epochs on each process's part of the data; give what every process wrote down."""
 
     def fit(rank: int) -> None:
@@ -137,7 +163,7 @@ def train(folder: str, *callbacks: Any, make: Any = None, processes: int = 2, **
         )
         parallel = {"strategy": strategy, "devices": processes, "logger": CSVLogger(folder, name="logs")}
         trainer = trainer_for(*callbacks, Diary(folder), **{"max_epochs": 2, **parallel, **options})
-        trainer.fit((make or Sharded)(), loader_of(blobs(48)))
+        trainer.fit((make or Sharded)(), loader_of(blobs(48)), val, ckpt_path=resume)
 
     in_processes(fit, count=processes)
     return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
@@ -162,7 +188,8 @@ def slt_metrics(ranks: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_is_bit_identical(accumulate: int) -> None:
     without = train("without", accumulate_grad_batches=accumulate)
-    watched = train("watched", few_draws(sampling=FEW), accumulate_grad_batches=accumulate)
+    monitor = quick_draws() if accumulate == 2 else few_draws(sampling=FEW)
+    watched = train("watched", monitor, accumulate_grad_batches=accumulate)
     assert untouched(without, watched) == []
     assert differences(without[0]["watch"], without[1]["watch"]) != []
     own = slt_metrics(watched)
@@ -340,7 +367,7 @@ REGRESSION: dict[str, Any] = {
     "sampler": slt.SGLD(step_size=1e-2),
     "nbeta": 50.0,
     "localization": 10.0,
-    "sampling": slt.SamplingConfig(num_chains=8, num_draws=100, num_burnin=40, batch_size=32),
+    "sampling": slt.SamplingConfig(num_chains=8, num_draws=50, num_burnin=20, batch_size=32),
 }
 
 
@@ -393,13 +420,13 @@ class FailsOnOne(Sharded):
         return losses
 
 
-@pytest.mark.parametrize(("rank", "where", "call"), [(0, "before", 1), (1, "within", 15), (0, "after", 16)])
+@pytest.mark.parametrize(("rank", "where", "call"), [(0, "before", 1), (1, "within", 8), (0, "after", 9)])
 @pytest.mark.filterwarnings("ignore:slt. the reading at step 2 failed")
 def test_an_error_in_one_process(rank: int, where: str, call: int) -> None:
     """All give up the reading, none waits for the other's shards, and training is what it would have been."""
     make = partial(FailsOnOne, rank, where, call)
     without = train("without", make=make)
-    watched = train("watched", few_draws(sampling=FEW), make=make)
+    watched = train("watched", quick_draws(), make=make)
     assert untouched(without, watched) == []
     own = slt_metrics(watched)
     assert own[0] == own[1]
@@ -437,3 +464,135 @@ def accumulate(rank: int) -> None:
 
 def test_gradients_that_wait_to_be_reduced_survive() -> None:
     in_processes(accumulate)
+
+
+class Pinned(pl.LightningModule):
+    """Layers made where Lightning says large ones should be, with statistics and dropout, read in validation too."""
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "net"):
+            layers = nn.Linear(4, 7), nn.BatchNorm1d(7), nn.Linear(7, 3), nn.Dropout(0.3)
+            self.net = shard(nn.Sequential(*layers), self.device_mesh["data_parallel"])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = classification_mean(self, batch)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", classification_mean(self, batch), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+def classification_mean(module: Any, batch: Any) -> Tensor:
+    x, y = batch
+    return nn.functional.cross_entropy(module.net(x), y)
+
+
+def test_layers_made_late_and_readings_in_validation() -> None:
+    """Scores of checkpoints are read before validation ends, after a pass that leaves the outermost part gathered."""
+    tag = "slt/net.2/llc/mean"
+
+    def run(folder: str, *monitors: Any) -> list[dict[str, Any]]:
+        saving = ModelCheckpoint(f"{folder}-saved", monitor=tag if monitors else None, save_top_k=-1)
+        return train(folder, *monitors, saving, make=Pinned, val=loader_of(blobs(16, seed=2), shuffle=False))
+
+    monitor = quick_draws(every_n_train_steps=None, at_checkpoints=True, components="net.2")
+    without, watched = run("without"), run("watched", monitor)
+    assert untouched(without, watched) == []
+    assert differences(without[0]["buffers"], without[1]["buffers"]) != []
+    own = slt_metrics(watched)
+    assert own[0] == own[1]
+    records = slt.load_records("watched")
+    assert [r.step for r in records] == [0, 3, 6]
+    assert {c for r in records for c in r.estimates} == {"net.2"}
+    assert own[0][tag] == pytest.approx(records[-1].estimates["net.2"]["llc"].mean, rel=1e-6)
+
+
+def test_a_watched_tag_that_never_comes() -> None:
+    """Where layers are made after set-up, it is refused before training."""
+    never = ModelCheckpoint(monitor="slt/net/llc/mean")
+    with pytest.raises(Exception, match="waits for a tag that is never logged"):
+        train("watched", few_draws(), never, make=Pinned, val=loader_of(blobs(16), shuffle=False))
+
+
+def test_kernels_and_influence() -> None:
+    """Losses of every sample are had as they are, and are the same on all processes."""
+    probe = slt.Probe(blobs(6, seed=5), name="six", loss_fn=classification)
+    monitor = slt.SLTMonitor(
+        [slt.LLC(), slt.LossKernel(probe), slt.BayesianInfluence(train=probe, query=probe)],
+        **QUICK,
+        at_end=True,
+        every_n_train_steps=100,
+    )
+    first, second = slt_metrics(train("watched", monitor))
+    assert first == second
+    kernel = slt.load_records("watched")[-1].estimates["full"]["loss_kernel"]
+    assert kernel.covariance.shape == (6, 6)
+    assert bool((kernel.covariance.diagonal() > 0).all())
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_resumed_run_reads_the_same() -> None:
+    def run(folder: str, **options: Any) -> list[dict[str, Any]]:
+        saving = ModelCheckpoint(
+            Path(f"{folder}-saved").absolute(), every_n_epochs=1, save_top_k=-1, filename="{epoch}"
+        )
+        return train(folder, quick_draws(every_n_train_steps=3), saving, **options)
+
+    through = run("through")
+    again = run("again", resume=str(Path("through-saved/epoch=0.ckpt").absolute()))
+    assert differences([r["weights"] for r in through], [r["weights"] for r in again]) == []
+    first, second = (
+        {r.step: r.estimates["full"]["llc"].per_chain for r in slt.load_records(f)} for f in ("through", "again")
+    )
+    assert (list(first), list(second)) == ([0, 3, 6], [6])
+    assert differences(first[6], second[6]) == []
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, type("MegatronStrategy", (), {})])
+@pytest.mark.parametrize("callback", [few_draws(), slt.SamplerFinder()])
+def test_strategies_that_hide_the_weights_are_refused(kind: type, callback: pl.Callback) -> None:
+    trainer: Any = SimpleNamespace(strategy=object.__new__(kind))
+    with pytest.raises(MisconfigurationException, match=f"{kind.__name__}.*ModelParallelStrategy.*analyze"):
+        callback.setup(trainer, Classifier(), "fit")
+
+
+def refused(rank: int) -> None:
+    """What cannot be sampled says so, on every process, before anything runs."""
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    mesh = init_device_mesh("cpu", (2,))
+
+    def expect(message: str, net: nn.Module, estimators: Any = None, **options: Any) -> None:
+        estimators = estimators or [slt.LLC()]
+        options = {"loss_fn": classification, "sampling": FEW, "nbeta": 10.0, "localization": 1.0, **options}
+        with pytest.raises((ValueError, TypeError), match=message):
+            slt.estimate(net, blobs(16), estimators, **options)
+
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    split = parallelize_module(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), mesh, plan)
+    expect("'0.weight' is split by tensor parallelism", split)
+    partly = uneven_net()
+    fully_shard(partly[0], mesh=mesh)
+    expect("'2.weight' is not sharded while '0.weight' is", partly)
+    expect("shards of '0.weight' are torch.bfloat16", shard(uneven_net().bfloat16(), mesh))
+    whole = shard(uneven_net(), mesh)
+    vectorized = replace(FEW, chain_method="vectorized")
+    expect("move one after another", whole, sampling=vectorized)
+    expect("'kernel' needs losses per sample", whole, [kernel_of_means()])
+    for estimator in (slt.Compressibility(), slt.Trajectory(space="weights")):
+        with pytest.raises(MisconfigurationException, match="works on whole weights"):
+            check_shards(whole, [estimator], snapshots=False)
+    with pytest.raises(MisconfigurationException, match="write snapshots=False"):
+        check_shards(whole, [], snapshots=True)
+
+
+def kernel_of_means() -> slt.LossKernel:
+    mean = lambda module, batch: classification(module, batch).mean()  # noqa: E731
+    return slt.LossKernel(slt.Probe(blobs(4), name="kernel", loss_fn=mean))
+
+
+def test_what_cannot_be_sampled_is_refused() -> None:
+    in_processes(refused)

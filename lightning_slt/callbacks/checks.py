@@ -17,7 +17,7 @@ from lightning_slt import plan
 from lightning_slt.estimators.base import AtAnchor, Estimator
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import SamplingConfig
-from lightning_slt.sharding import rest, shards_of
+from lightning_slt.sharding import at_rest, shards_of
 
 P = ParamSpec("P")
 
@@ -127,9 +127,9 @@ def check_shards(module: nn.Module, estimators: Sequence[Estimator], *, snapshot
         ValueError: If the weights are sharded in a way that chains cannot move in.
         MisconfigurationException: For snapshots of sharded weights, and estimators that work on them.
     """
-    rest(module)
-    if not shards_of(module).spread:
-        return
+    with at_rest(module):
+        if not shards_of(module).spread:
+            return
     if snapshots:
         raise MisconfigurationException(
             "snapshots=True saves whole anchors, and of sharded weights (FSDP2) each process holds only a part: write "

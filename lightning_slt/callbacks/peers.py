@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 
 from lightning_slt.calibration import Settings
 from lightning_slt.functional import ModuleLoss
-from lightning_slt.sharding import WHOLE, PeerFailedError, rest, shards_of
+from lightning_slt.sharding import WHOLE, PeerFailedError, at_rest, shards_of
 from lightning_slt.statistics import States, map_states
 
 T = TypeVar("T")
@@ -35,8 +35,8 @@ class Peers:
         self.strategy, self.rank, self.world = trainer.strategy, trainer.global_rank, trainer.world_size
         self.shards = WHOLE
         if self.world > 1:
-            rest(trainer.lightning_module)
-            self.shards = shards_of(trainer.lightning_module)
+            with at_rest(trainer.lightning_module):
+                self.shards = shards_of(trainer.lightning_module)
 
     def share_of(self, num_chains: int) -> Sequence[int]:
         """The chains of this process."""

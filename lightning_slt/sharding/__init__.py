@@ -1,6 +1,6 @@
 """Weights that are spread over processes (FSDP2): what each process holds, and losses evaluated on them in place."""
 
-from lightning_slt.sharding.in_place import InPlace, preserved_shards, rest
+from lightning_slt.sharding.in_place import InPlace, at_rest, preserved_shards, rest
 from lightning_slt.sharding.shards import WHOLE, PeerFailedError, Shards, local, shard_axis, shards_of
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "InPlace",
     "PeerFailedError",
     "Shards",
+    "at_rest",
     "local",
     "preserved_shards",
     "rest",

@@ -139,10 +139,10 @@ def preserved_shards(module: nn.Module) -> Iterator[None]:
     if not sharded_parts(module):
         yield
         return
-    rest(module)
-    spread = [p for p in module.parameters() if is_distributed_tensor(p)]
-    saved = [local(p).clone() for p in spread]
     with ExitStack() as stack:
+        stack.enter_context(at_rest(module))
+        spread = [p for p in module.parameters() if is_distributed_tensor(p)]
+        saved = [local(p).clone() for p in spread]
         for part in sharded_parts(module):
             for put_back in _set_training_aside(part):
                 stack.callback(put_back)
@@ -153,6 +153,19 @@ def preserved_shards(module: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for parameter, shard in zip(spread, saved, strict=True):
                     local(parameter).copy_(shard)
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Look at a module's shards; parts that were gathered are so again in the end, but not after an exception.
+
+    Then other processes may not come here, and gathering would wait for them.
+    """
+    gathered = [part for part in sharded_parts(module) if any(group.is_unsharded for group in _groups(part))]
+    rest(module)
+    yield
+    for part in gathered:
+        part.unshard()  # type: ignore[operator]
 
 
 def rest(module: nn.Module) -> None:
@@ -178,7 +191,7 @@ def forget(module: nn.Module) -> None:
         for group in _groups(part):
             group._training_state = type(group._training_state).IDLE
             group._post_forward_indices.clear()
-            group.comm_ctx.post_forward_order.clear()
+            getattr(group.comm_ctx, "post_forward_order", []).clear()  # there is none before the first pass
             if getattr(group.comm_ctx, "all_gather_state", None) is not None:
                 group.comm_ctx.all_gather_state = None
             for parameter in group.fsdp_params:
