@@ -213,7 +213,8 @@ def _names(path: Path) -> Iterator[str]:
     if folder.parent.name == SNAPSHOTS:
         refs = folder.parent.parent / REFS
         found = [file for file in sorted(refs.rglob("*")) if file.is_file()] if refs.is_dir() else []
-        yield from (file.name for file in found if file.read_text().strip() == folder.name)
+        named = {file.relative_to(refs).as_posix(): file.read_text().strip() for file in found}
+        yield from (name for name, digest in named.items() if digest == folder.name and not name.startswith("pr/"))
     else:
         yield path.stem
         yield from re.findall(r"step[=_-]?\d+|\d+$", folder.name)[:1]  # no 70 of a folder called pythia-70m

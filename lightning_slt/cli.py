@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -35,6 +36,10 @@ callbacks:
 """
 
 
+ERRORS = (ValueError, TypeError, FileNotFoundError, ImportError, MisconfigurationException, ProcessDiedError)
+"""What says in words what is wrong with what was given."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -52,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         status: int = options.run(options) or 0
-    except (ValueError, TypeError, FileNotFoundError, ImportError, ProcessDiedError) as error:
+    except ERRORS as error:
         print(f"lightning-slt {options.command}: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return status

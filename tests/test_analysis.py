@@ -265,3 +265,40 @@ def test_a_function_that_returns_no_module_says_so(
     save(0)
     assert main(["analyze", "saved", "--config", "config.yaml"]) == 2
     assert "config.yaml: the model is a TensorDataset, expected a module" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_lightning_refuses_is_told_in_its_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    Path("config.yaml").write_text(CONFIG + "  - class_path: lightning_slt.StageMonitor\n" * 2)
+    Path("saved").mkdir()
+    torch.save(drawn(languages.NeoX(), 0), "saved/step=0.pt")
+    assert main(["analyze", "saved", "--config", "config.yaml"]) == 2
+    assert "two StageMonitors are called 'stages'" in capsys.readouterr().err
+
+
+def test_settings_of_the_run_come_from_its_last_checkpoint_whichever_are_chosen() -> None:
+    save(0, 10)
+    settings = {
+        "sampler": "SGLD", "sampler_settings": {"step_size": 1e-3}, "nbeta": 20.0, "localization": 44.0,
+        "num_burnin": 2, "curvature": 1.0, "stability": 0.1, "calibrated": ["localization"],
+    }  # fmt: skip
+    last = {"state_dict": drawn(net(), 20), "global_step": 20, "callbacks": {"slt": {"settings": settings}}}
+    torch.save(last, "saved/last.ckpt")
+    readings = analyzed(monitor(sampler=None, nbeta=None, localization=None), steps="0:10")
+    assert [r.settings["localization"] for r in readings] == [44.0, 44.0]
+
+
+def test_a_second_run_into_the_same_folder_waits_for_nobody() -> None:
+    save(0)
+
+    class Again(slt.SamplerFinder):
+        def hear(self, trainer: Any, reading: slt.Reading) -> None:
+            with pytest.raises(ValueError, match="another analysis is at work in out; let it end, or give another"):
+                analyzed()
+
+    heard = Again(at_step=10**6, loss_fn=classification)
+    analyzed(monitor(on_failure="raise"), heard)
+    analyzed(monitor(), heard)  # what it held is free again

@@ -50,7 +50,7 @@ def sharded(weights: dict[str, Tensor], folder: Path, *, whole: str = "model.saf
 def hub(place: Path, refs: dict[str, str]) -> None:
     """A repository as huggingface_hub keeps it: snapshots by hash, files of which are links, and names of them."""
     for name, digest in refs.items():
-        (place / "refs").mkdir(parents=True, exist_ok=True)
+        (place / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
         (place / "refs" / name).write_text(digest)
         blob, link = place / "blobs" / f"{digest}00", place / "snapshots" / digest / "model.safetensors"
         if not link.exists():
@@ -94,7 +94,7 @@ def test_shards_that_are_not_there_or_lie_elsewhere() -> None:
 
 def test_revisions_in_the_cache_of_hugging_face() -> None:
     a, b, c = (letter * 40 for letter in "ab1")
-    hub(Path("models--EleutherAI--pythia-70m"), {"step0": a, "step1000": b, "main": c})
+    hub(Path("models--EleutherAI--pythia-70m"), {"step0": a, "step1000": b, "main": c, "pr/7": c})
     found = find_checkpoints("models--EleutherAI--pythia-70m")
     assert [(x.step, x.path.parent.name) for x in found] == [(0, a), (1000, b)]
     assert [x.step for x in find_checkpoints(".")] == [0, 1000]

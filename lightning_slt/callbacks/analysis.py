@@ -75,7 +75,7 @@ class Analysis:
         for path, reason in broken.items():
             self._leave_out(path, reason)
         self.left = [checkpoint for checkpoint in self.chosen if checkpoint.step not in self.ledger.steps]
-        self.known = _settings_of_run(self.chosen[-1], self.monitors)
+        self.known, self.length = _settings_of_run(found[-1], self.monitors), found[-1].global_step
         self._fits = bool(self.ledger.steps)
 
     @property
@@ -217,7 +217,7 @@ class Analysis:
             loggers=loggers,
             folder=self.folder,
             precision=self.precision,
-            last_step=self.chosen[-1].global_step,
+            last_step=self.length,
             ahead=ahead,
         )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence, Sized
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +23,13 @@ from lightning_slt.sources import source_parts
 STATE = "analysis.pt"
 """The file, beside the records."""
 
+if sys.platform != "win32":
+    import fcntl
+
 READ_ANYWAY = {
     "every_n_train_steps", "every_n_epochs", "train_time_interval", "at_steps", "at_checkpoints", "at_end",
-    "max_overhead", "on_failure", "snapshots", "pictures", "on_boundary", "on_alert",
+    "max_overhead", "on_failure", "snapshots", "pictures", "tables", "embeddings",
+    "hparams", "layout", "on_boundary", "on_alert",
 }  # fmt: skip
 """Arguments of callbacks that change no number of a reading of saved checkpoints."""
 
@@ -112,6 +118,24 @@ class Ledger:
         partial_file = self.path.with_suffix(".partial")
         torch.save(content, partial_file)
         partial_file.replace(self.path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep others from writing into the same folder meanwhile; who dies lets go, too.
+
+        Raises:
+            ValueError: If another process does.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as file:
+            if sys.platform != "win32":  # which has no such locks
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ValueError(
+                        f"another analysis is at work in {self.run_dir}; let it end, or give another run_dir"
+                    ) from error
+            yield
 
     @property
     def seconds(self) -> float | None:

@@ -86,18 +86,19 @@ def run(analysis: Analysis, *, devices: int = 1, start_method: StartMethod = "sp
     """Read what is left of an analysis, see :func:`analyze`.
 
     Raises:
-        ValueError: If the number of devices cannot be, or no checkpoint can be read.
+        ValueError: If the number of devices cannot be, no checkpoint can be read, or another process reads them.
         TypeError: If something cannot be sent to other processes.
         ProcessDiedError: If a process was killed.
     """
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
         raise ValueError(f"devices must be a whole number from 1, got {devices!r}; write devices=2")
-    analysis.begin()
-    if min(devices, len(analysis.left)) < 2:
-        analysis.replay()
-    else:
-        _launch(analysis, min(devices, len(analysis.left)), start_method)
-    analysis.end()
+    with analysis.ledger.held():
+        analysis.begin()
+        if min(devices, len(analysis.left)) < 2:
+            analysis.replay()
+        else:
+            _launch(analysis, min(devices, len(analysis.left)), start_method)
+        analysis.end()
 
 
 def _launch(analysis: Analysis, devices: int, start_method: StartMethod) -> None:
