@@ -6,18 +6,24 @@ import errno
 import logging
 import math
 import os
+import re
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from models import Classifier, blob_loader, few_draws, footprint, trainer_for
+from lightning.pytorch.callbacks import ModelCheckpoint
+from models import Classifier, MemoryLogger, blob_loader, few_draws, footprint, seed_all, trainer_for
 
 import lightning_slt as slt
+from lightning_slt.callbacks.interruptions import Interruptions
 from lightning_slt.records import RecordWriter
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -92,7 +98,7 @@ def test_a_fault_at_every_reading_is_told_once(name: str) -> None:
         watched = footprint(lambda: Faulty(fault), blob_loader, [monitor, *(make() for make in callbacks)])
     assert without.differences(watched) == []
     assert len(texts) == 1
-    assert pytest.importorskip("re").match(words, texts[0])
+    assert re.match(words, texts[0])
     readings = slt.load_records(".")
     assert [r.step for r in readings] == list(range(9))
     broken = readings[3:] if fault is not None else []
@@ -153,3 +159,149 @@ def test_arrays_on_a_full_disk_leave_training_alone(monkeypatch: pytest.MonkeyPa
     assert "slt: the reading at step 3 was not recorded" in texts[0]
     assert [r.step for r in slt.load_records(".")] == [0, 1, 2, 5, 6, 7, 8]
     assert all(slt.load_anchor(r) for r in slt.load_records("."))
+
+
+# Signals and interruptions
+
+
+class Saves(pl.Callback):
+    """A handler that saves a checkpoint at once, as Lightning's does where SLURM requeues a job."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.saved = number, 0
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.before = signal.signal(self.number, lambda *_: self.save(trainer))
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        signal.signal(self.number, self.before)
+
+    def save(self, trainer: Any) -> None:
+        self.saved += 1
+        trainer.save_checkpoint("requeued.ckpt")
+
+
+class Signalled(Classifier):
+    """Gets a signal in the middle of the reading at step 4, while its weights are those of a chain."""
+
+    number: int | None = None
+
+    def per_sample_loss(self, batch: Any) -> Any:
+        x, y = batch
+        losses = F.cross_entropy(self(x), y, reduction="none")
+        if self.trainer.global_step == 4 and self.number is not None:
+            self.calls = getattr(self, "calls", 0) + 1  # restored after each reading
+            if self.calls > 3:
+                number, type(self).number = self.number, None
+                signal.raise_signal(number)
+        return losses
+
+
+def saving(folder: str) -> ModelCheckpoint:
+    return ModelCheckpoint(folder, every_n_train_steps=4, save_top_k=-1)
+
+
+@pytest.fixture
+def signalled() -> Iterator[type[Signalled]]:
+    Signalled.number = signal.SIGUSR1
+    yield Signalled
+    Signalled.number = None
+
+
+def test_a_checkpoint_that_a_signal_saves_in_a_reading_is_the_trained_one(
+    signalled: type[Signalled], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights, state and step are as if it had come before the reading, which is given up; the run that goes on from
+    there makes it.
+    """
+    caplog.set_level(logging.INFO)
+    plain = footprint(Classifier, blob_loader, [saving("saved")])
+    saves = Saves(signal.SIGUSR1)
+    watched = footprint(signalled, blob_loader, [few_draws(), saves, saving("also")])
+    assert plain.differences(watched) == []
+    assert saves.saved == 1
+    assert "slt: the reading at step 4 is given up, as SIGUSR1 came" in caplog.text
+    assert [r.step for r in slt.load_records(".")] == [0, 2, 6, 8]
+    expected = torch.load(next(Path("saved").glob("*step=4.ckpt")), weights_only=True)
+    saved = torch.load("requeued.ckpt", weights_only=True)
+    assert saved["global_step"] == expected["global_step"] == 4
+    assert all(torch.equal(saved["state_dict"][n], w) for n, w in expected["state_dict"].items())
+    assert saved["callbacks"]["slt"]["last_step"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_sigterm_ends_the_reading_and_training_with_it(signalled: type[Signalled]) -> None:
+    """Lightning ends at the end of the batch; its weights are those of a run without a monitor at this step."""
+    plain = footprint(Classifier, blob_loader, max_steps=4)
+    signalled.number = signal.SIGTERM
+    seed_all(3)
+    module, logger = signalled(), MemoryLogger()
+    trainer = trainer_for(few_draws(), max_epochs=2, logger=logger)
+    with pytest.raises(SystemExit):
+        trainer.fit(module, blob_loader())
+    assert trainer.global_step == 4
+    assert all(torch.equal(plain.weights[name], value) for name, value in module.state_dict().items())
+    assert [r.step for r in slt.load_records(".")] == [0, 2] == logger.steps()
+
+
+def test_no_reading_begins_once_sigterm_came() -> None:
+    """It would be all that stands between the checkpoint and the end that the cluster has set."""
+
+    class Killed(Classifier):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.trainer.global_step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    logger = MemoryLogger()
+    with pytest.raises(SystemExit):
+        trainer_for(few_draws(every_n_train_steps=1), max_epochs=2, logger=logger).fit(Killed(), blob_loader())
+    assert logger.steps() == [0, 1, 2, 3]
+
+
+def test_signals_without_a_handler_and_other_threads_are_left_alone() -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    inside = {}
+    held = Interruptions()
+
+    def look() -> None:
+        with held.held():
+            inside.update({n: signal.getsignal(n) for n in before})
+
+    thread = Thread(target=look)
+    thread.start()
+    thread.join()
+    assert inside == before
+    look()
+    assert {n: h for n, h in inside.items() if h != before[n]} == {}
+
+
+class Stops(Classifier):
+    """Control-C in the middle of the reading at step 4."""
+
+    def per_sample_loss(self, batch: Any) -> Any:
+        x, y = batch
+        losses = F.cross_entropy(self(x), y, reduction="none")
+        if self.trainer.global_step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return losses
+
+
+def test_control_c_in_a_reading_ends_training_at_the_trained_weights() -> None:
+    """And the run that goes on from the checkpoint that Lightning saves then makes the reading that was broken off."""
+    plain = footprint(Classifier, blob_loader, max_steps=4)
+    seed_all(3)
+    module = Stops()
+    modes = {name: part.training for name, part in module.named_modules()}
+    saving = ModelCheckpoint("saved", save_on_exception=True)
+    interrupt = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        trainer_for(few_draws(), saving, max_epochs=2).fit(module, blob_loader())
+    signal.signal(signal.SIGINT, interrupt)  # Lightning ignores further ones
+    assert all(torch.equal(plain.weights[name], value) for name, value in module.state_dict().items())
+    assert {name: part.training for name, part in module.named_modules()} == modes
+    assert not any("log" in part.__dict__ for part in module.modules())
+    assert [r.step for r in slt.load_records(".")] == [0, 2]
+    (path,) = Path("saved").glob("*step=4.ckpt")
+    state = torch.load(path, weights_only=True)
+    assert all(torch.equal(plain.weights[name], value) for name, value in state["state_dict"].items())
+    assert (state["callbacks"]["slt"]["index"], state["callbacks"]["slt"]["last_step"]) == (2, 2)

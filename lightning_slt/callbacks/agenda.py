@@ -154,13 +154,16 @@ class Agenda:
             self._read(waiting)
 
     def _read(self, anchor: Anchor, *, must_work: bool = False, on_credit: bool = False) -> bool:
-        before = self.last_step, self.last_time
-        self.last_step, self.last_time = anchor.step, self.clock()
-        made = self.live.read(
-            anchor, must_work=must_work, on_credit=on_credit, may_wait=not (must_work or self.watchers)
-        )
-        if not made:
-            self.last_step, self.last_time = before
+        before, made = (self.last_step, self.last_time), False
+        with self.live.interruptions.held():
+            self.last_step, self.last_time = anchor.step, self.clock()
+            try:
+                made = self.live.read(
+                    anchor, must_work=must_work, on_credit=on_credit, may_wait=not (must_work or self.watchers)
+                )
+            finally:
+                if not made:  # before a handler saves the state
+                    self.last_step, self.last_time = before
         return made
 
     def _due(self, *, step: int | None = None, epoch: int | None = None) -> bool:

@@ -15,6 +15,7 @@ from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.budget import Budget, Cost
 from lightning_slt.callbacks.complaints import Complaints
 from lightning_slt.callbacks.history import History, Kept
+from lightning_slt.callbacks.interruptions import InterruptedReadingError, Interruptions
 from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.listening import tell
 from lightning_slt.callbacks.peers import Peers
@@ -88,6 +89,7 @@ class LiveReadings:
         self.reader = reader_of(trainer, module, name, request, source)
         self.keys = result_keys(self.reader.work)
         self.verdicts, self.complaints = Verdicts(request.estimators, name), Complaints()
+        self.interruptions = Interruptions()
         self.history = History()
         self.journal = Journal(
             trainer, name, keys=self.keys, data=self.reader.data, log_dir=log_dir, snapshots=snapshots
@@ -141,8 +143,11 @@ class LiveReadings:
             may_wait: Where the run seems to have outgrown its settings, wait for the next reading to confirm it.
 
         Returns:
-            Whether it was made, flagged or put off, rather than left out because the curvature makes it too dear.
+            Whether it was made, flagged or put off, rather than left out because the curvature makes it too dear, or
+            the process is to end.
         """
+        if self.peers.from_first(getattr(self.trainer, "received_sigterm", False)):
+            return False
         look = self._look(anchor)
         outgrown = look is not None and not self.history.settled and self.reader.outgrown(look.settings)
         if outgrown and may_wait and self.history.held is None:
@@ -214,6 +219,9 @@ class LiveReadings:
         with self.budget.charged():
             try:
                 settings, results = self._try(anchor, look, on_credit)
+            except InterruptedReadingError as error:
+                rank_zero_info(f"{self.name}: the reading at step {anchor.step} is given up, as {error} came")
+                return False
             except Exception as error:  # any error of user code: training must go on
                 if must_work or self.on_failure == "raise":
                     raise
@@ -263,7 +271,13 @@ class LiveReadings:
                 return settings, {}
             chains = self.peers.share_of(settings.sampling.num_chains)
             total = self.reader.chain_steps(settings, chains)
-            with reading_progress(self.trainer, f"{self.name} at step {anchor.step}", total) as on_step:
+            with reading_progress(self.trainer, f"{self.name} at step {anchor.step}", total) as show:
+
+                def on_step(steps: int) -> None:
+                    if self.peers.world == 1:  # of several processes all would have to give it up at the same step
+                        self.interruptions.check()
+                    show(steps)
+
                 return settings, self.reader.read(
                     anchor, settings, chains=chains, reduce=self.peers.add_up, on_step=on_step
                 )
