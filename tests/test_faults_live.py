@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import math
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,8 +24,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import Classifier, MemoryLogger, blob_loader, few_draws, footprint, seed_all, trainer_for
+from models import FEW, Classifier, MemoryLogger, blob_loader, few_draws, footprint, seed_all, trainer_for
 
 import lightning_slt as slt
 from lightning_slt.callbacks.interruptions import Interruptions
@@ -229,7 +235,19 @@ def test_a_checkpoint_that_a_signal_saves_in_a_reading_is_the_trained_one(
     assert saved["callbacks"]["slt"]["last_step"] == 2
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_search_is_given_up_too_and_made_later(signalled: type[Signalled]) -> None:
+    """Training goes on here, as the handler wants it to: the finder looks again at the next step."""
+    plain = footprint(Classifier, blob_loader)
+    finder = slt.SamplerFinder(at_step=4, step_size=[1e-3], nbeta=[20.0], localization=[30.0], sampling=FEW)
+    saves = Saves(signal.SIGUSR1)
+    with warned():
+        watched = footprint(signalled, blob_loader, [finder, saves])
+    assert plain.differences(watched) == []
+    assert saves.saved == 1
+    assert finder.calibration is not None
+    assert torch.load("requeued.ckpt", weights_only=True)["callbacks"]["finder"] == {"done": False}
+
+
 def test_sigterm_ends_the_reading_and_training_with_it(signalled: type[Signalled]) -> None:
     """Lightning ends at the end of the batch; its weights are those of a run without a monitor at this step."""
     plain = footprint(Classifier, blob_loader, max_steps=4)
@@ -305,3 +323,174 @@ def test_control_c_in_a_reading_ends_training_at_the_trained_weights() -> None:
     state = torch.load(path, weights_only=True)
     assert all(torch.equal(plain.weights[name], value) for name, value in state["state_dict"].items())
     assert (state["callbacks"]["slt"]["index"], state["callbacks"]["slt"]["last_step"]) == (2, 2)
+
+
+RUN = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch, torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from models import Classifier, blob_loader, few_draws, seed_all, trainer_for
+
+class Dies(Classifier):
+    calls = 0
+
+    def per_sample_loss(self, batch):
+        if {kill!r} and self.trainer.global_step == 4:
+            Dies.calls += 1
+            if Dies.calls == 3:
+                os.kill(os.getpid(), getattr(signal, {kill!r}))
+        x, y = batch
+        return F.cross_entropy(self(x), y, reduction="none")
+
+seed_all(3)
+saving = ModelCheckpoint("saved", every_n_train_steps=1, save_top_k=-1)
+trainer = trainer_for(few_draws(snapshots=True), saving, max_epochs=2, default_root_dir=".")
+module = Dies()
+trainer.fit(module, blob_loader(), ckpt_path={ckpt!r})
+"""
+
+
+def run(kill: str = "", ckpt: str | None = None) -> int:
+    code = RUN.format(tests=str(Path(__file__).parent), kill=kill, ckpt=ckpt)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, check=False, timeout=120).returncode
+
+
+def test_killed_in_a_reading() -> None:
+    """Whole readings alone are on disk, checkpoints hold what was trained, and the run that goes on makes the rest."""
+    assert run(kill="SIGKILL") == -signal.SIGKILL
+    lines = Path("slt_records/slt.jsonl").read_bytes()
+    assert lines.endswith(b"\n")
+    killed = slt.load_records(".")
+    assert [r.step for r in killed] == [0, 2]
+    assert run(ckpt=str(next(Path("saved").glob("*step=3.ckpt")))) == 0
+    readings = slt.load_records(".")
+    assert [r.step for r in readings] == [0, 2, 3, 4, 6, 8]
+    at_three = torch.load(next(Path("saved").glob("*step=3.ckpt")), weights_only=True)["state_dict"]
+    assert all(torch.equal(slt.load_anchor(readings[2])[name], value) for name, value in at_three.items())
+    plain = footprint(Classifier, blob_loader, max_steps=3)
+    assert all(torch.equal(plain.weights[name], value) for name, value in at_three.items())
+
+
+# Several Trainers
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule | None = None) -> pl.LightningModule:
+    module = module or Classifier()
+    trainer.fit(module, blob_loader())
+    return module
+
+
+def test_two_trainers_by_turns_keep_their_own_settings_and_records() -> None:
+    """A, then B, then A again with the same object: A goes on with what it had."""
+    seed_all(0)
+    monitor = few_draws(snapshots=True)
+    loggers = {name: MemoryLogger() for name in "ab"}
+    trainers = {n: trainer_for(monitor, max_epochs=1, default_root_dir=n, logger=loggers[n]) for n in "ab"}
+    module = fit(trainers["a"])
+    other = Classifier()
+    with torch.no_grad():
+        other.net[-1].weight.mul_(10.0)
+    fit(trainers["b"], other)
+    trainers["a"].fit_loop.max_epochs = 2
+    fit(trainers["a"], module)
+    a, b = (slt.load_records(name) for name in "ab")
+    assert [(r.index, r.step) for r in a] == [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8)]
+    assert [(r.index, r.step) for r in b] == [(0, 0), (1, 2), (2, 4)]
+    assert len({r.settings["localization"] for r in a}) == len({r.settings["localization"] for r in b}) == 1
+    assert a[0].settings["localization"] != b[0].settings["localization"]
+    assert loggers["a"].steps() == [0, 2, 4, 6, 8]
+
+
+class Nests(pl.Callback):
+    """Fits another Trainer in the middle of the first one's run."""
+
+    def __init__(self, make: Callable[[], pl.Trainer]) -> None:
+        self.make = make
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 3:
+            inner = self.make()
+            fit(inner)
+
+
+def test_a_trainer_within_another() -> None:
+    without = footprint(Classifier, blob_loader, [Nests(lambda: trainer_for(max_epochs=1))])
+    inner = MemoryLogger()
+    nests = Nests(lambda: trainer_for(few_draws(), max_epochs=1, logger=inner, default_root_dir="inner"))
+    watched = footprint(Classifier, blob_loader, [few_draws(), nests])
+    assert without.differences(watched) == []
+    assert [step for step, _ in watched.monitor_rows] == [0, 2, 4, 6, 8]
+    assert inner.steps() == [0, 2, 4]
+
+
+def test_one_monitor_cannot_be_at_work_in_two_trainers() -> None:
+    """The second one is refused in words; the first goes on."""
+    monitor = few_draws()
+
+    def refused() -> pl.Trainer:
+        with pytest.raises(MisconfigurationException, match=r"'slt' is at work in another Trainer.* of its own"):
+            fit(trainer_for(monitor, max_epochs=1))
+        return trainer_for(max_epochs=1)
+
+    watched = footprint(Classifier, blob_loader, [monitor, Nests(refused)])
+    assert [step for step, _ in watched.monitor_rows] == [0, 2, 4, 6, 8]
+
+
+# A clock that jumps
+
+
+class Clocks:
+    """Both clocks, which jump at a step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall = self.counter = 0.0
+        now, count = time.time, time.perf_counter
+        monkeypatch.setattr(time, "time", lambda: now() + self.wall)
+        monkeypatch.setattr(time, "perf_counter", lambda: count() + self.counter)
+
+
+class Jumps(pl.Callback):
+    """In training, and in the middle of a reading."""
+
+    def __init__(self, clocks: Clocks, jump: float) -> None:
+        self.clocks, self.jump = clocks, jump
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 3:
+            self.clocks.wall += self.jump
+            self.clocks.counter += self.jump
+
+    def hear(self, trainer: Any, reading: slt.Reading) -> None:
+        if reading.step in (2, 5):
+            self.clocks.wall += self.jump
+            self.clocks.counter += self.jump
+
+
+@pytest.mark.parametrize("jump", [1e6, -1e6])
+@pytest.mark.parametrize(
+    "schedule",
+    [EVERY_STEP, {**EVERY_STEP, "max_overhead": 1.0}, {"train_time_interval": timedelta(microseconds=1)}],
+    ids=["steps", "budget", "time"],
+)
+def test_clocks_that_jump_leave_training_and_records_alone(
+    monkeypatch: pytest.MonkeyPatch, jump: float, schedule: dict[str, Any]
+) -> None:
+    """Durations are never negative, the order is that in which readings were made, and the schedule goes on."""
+    without = footprint(Classifier, blob_loader)
+    clocks = Clocks(monkeypatch)
+    monitor = few_draws(**{"every_n_train_steps": None, **schedule, "at_end": True})
+    with warned() as texts:
+        watched = footprint(Classifier, blob_loader, [Jumps(clocks, jump), monitor])
+    assert without.differences(watched) == []
+    assert texts == []
+    readings = slt.load_records(".")
+    steps = [r.step for r in readings]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 8
+    assert all(r.duration >= 0 for r in readings)
+    assert all(not r.overhead < 0 for r in readings)
+    if "max_overhead" not in schedule:
+        assert steps == list(range(9))

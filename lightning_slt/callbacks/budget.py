@@ -47,6 +47,30 @@ class Cost:
         return replace(self, per_step=max(0.0, seconds - self.measuring - self.setup) / self.steps)
 
 
+class Onward:
+    """A clock that never goes back: by how much another one was set back is left out.
+
+    Args:
+        clock: Gives seconds.
+
+    >>> seconds = iter([5.0, 7.0, 3.0, 4.0])
+    >>> onward = Onward(lambda: next(seconds))
+    >>> onward(), onward(), onward()
+    (7.0, 7.0, 8.0)
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """From now on."""
+        self._clock, self._last, self._lost = clock, clock(), 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        now = self._clock()
+        self._lost += max(0.0, self._last - now)
+        self._last = now
+        return now + self._lost
+
+
 class Budget:
     """Keeps reading time over training time at or below a share, by skipping readings that it cannot yet pay for.
 

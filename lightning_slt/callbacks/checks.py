@@ -93,6 +93,19 @@ def check_steps(at_steps: Iterable[int] | None) -> tuple[int, ...]:
     return tuple(int(s) for s in listed)
 
 
+def check_free(name: str, trainer: pl.Trainer, *, at_work: pl.Trainer | None) -> None:
+    """Refuse a monitor that is in the middle of another fit: the states of both would be mixed up.
+
+    Raises:
+        MisconfigurationException: If it is.
+    """
+    if at_work is not None and at_work is not trainer:
+        raise MisconfigurationException(
+            f"the monitor {name!r} is at work in another Trainer whose fit has not ended; give this Trainer one of its "
+            "own: callbacks=[LLCMonitor(...)]"
+        )
+
+
 def check_names(names: Sequence[str]) -> None:
     """Refuse two monitors of one name, whose tags and states would be mixed up.
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_slt.boundary import check_loss_fn
 from lightning_slt.callbacks.checks import check_strategy
+from lightning_slt.callbacks.interruptions import InterruptedReadingError, Interruptions
 from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.surroundings import evaluation_context, mover
 from lightning_slt.components import Component
@@ -117,15 +118,23 @@ class SamplerFinder(Callback):
         """Sweep now, if the step has come and it was not done yet, and set the monitors that have begun."""
         if self._done or trainer.global_step < self.at_step or getattr(trainer, "fast_dev_run", False):
             return
-        self._done = True
-        self.calibration = self._search(trainer, module)
+        self._done, interruptions = True, Interruptions()
+        with interruptions.held():
+            try:
+                self.calibration = self._search(trainer, module, interruptions)
+            except InterruptedReadingError as error:
+                rank_zero_info(f"{self.name}: the search at step {trainer.global_step} is given up, as {error} came")
+                self._done = False
+                return
         self._tell(trainer, self.calibration)
         if self.calibration.settings is not None:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if hasattr(callback, "adopt"):
                     callback.adopt(self.calibration.settings)
 
-    def _search(self, trainer: pl.Trainer, module: pl.LightningModule) -> Calibration:
+    def _search(
+        self, trainer: pl.Trainer, module: pl.LightningModule, interruptions: Interruptions
+    ) -> Calibration:
         """The same on every rank; rank 0's result counts, as curvatures may differ in the last bit."""
         peers = Peers(trainer)
         request = Request(
@@ -144,7 +153,8 @@ class SamplerFinder(Callback):
             step = trainer.global_step
             anchor = reader.set_aside(step=step, global_step=step, epoch=trainer.current_epoch)
             peers.share_buffers(anchor.module_loss)
-            with reading_progress(trainer, f"{self.name} at step {step}", reader.search_steps(self.grids)) as on_step:
+            with reading_progress(trainer, f"{self.name} at step {step}", reader.search_steps(self.grids)) as show:
+                on_step = interruptions.checked(show, processes=peers.world)
                 found = reader.search(anchor, self.sampler or SGLD(step_size=1.0), self.grids, on_step)
         return peers.from_first(found)
 

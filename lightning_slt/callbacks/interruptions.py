@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
@@ -54,11 +54,17 @@ class Interruptions:
             for number in came:
                 signal.raise_signal(number)
 
-    def check(self) -> None:
-        """Where the work can be broken off.
+    def checked(self, on_step: Callable[[int], None], *, processes: int) -> Callable[[int], None]:
+        """A callback of chains' steps that breaks the work off where a signal waits.
 
-        Raises:
-            InterruptedReadingError: If a signal waits.
+        Args:
+            on_step: What else to call.
+            processes: Of the Trainer; of several all would have to break off at the same step, so that none does.
         """
-        if self.waiting:
-            raise InterruptedReadingError(signal.Signals(self.waiting[0]).name)
+
+        def step(chains: int) -> None:
+            if self.waiting and processes == 1:
+                raise InterruptedReadingError(signal.Signals(self.waiting[0]).name)
+            on_step(chains)
+
+        return step

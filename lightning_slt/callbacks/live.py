@@ -272,12 +272,7 @@ class LiveReadings:
             chains = self.peers.share_of(settings.sampling.num_chains)
             total = self.reader.chain_steps(settings, chains)
             with reading_progress(self.trainer, f"{self.name} at step {anchor.step}", total) as show:
-
-                def on_step(steps: int) -> None:
-                    if self.peers.world == 1:  # of several processes all would have to give it up at the same step
-                        self.interruptions.check()
-                    show(steps)
-
+                on_step = self.interruptions.checked(show, processes=self.peers.world)
                 return settings, self.reader.read(
                     anchor, settings, chains=chains, reduce=self.peers.add_up, on_step=on_step
                 )

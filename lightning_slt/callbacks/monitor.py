@@ -15,8 +15,9 @@ from lightning_slt.assignment import check_estimators, divide, result_keys
 from lightning_slt.boundary import check_loss_fn
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.agenda import Agenda
-from lightning_slt.callbacks.budget import Budget
+from lightning_slt.callbacks.budget import Budget, Onward
 from lightning_slt.callbacks.checks import (
+    check_free,
     check_name,
     check_names,
     check_settings,
@@ -26,6 +27,7 @@ from lightning_slt.callbacks.checks import (
     explained,
 )
 from lightning_slt.callbacks.finder import SamplerFinder
+from lightning_slt.callbacks.interruptions import Interruptions
 from lightning_slt.callbacks.live import LiveReadings
 from lightning_slt.callbacks.replay import clock_of, is_replay
 from lightning_slt.callbacks.schedule import LogSteps, Schedule
@@ -140,6 +142,7 @@ class SLTMonitor(Callback):
         self._live: LiveReadings | None = None
         self._agenda: Agenda | None = None
         self._restored: dict[str, Any] = {}
+        self._left: dict[int, dict[str, Any]] = {}  # by Trainer: one monitor may serve several, by turns
 
     @property
     def state_key(self) -> str:
@@ -149,6 +152,7 @@ class SLTMonitor(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what can be known to fail; forget an earlier fit by another Trainer."""
         if stage == "fit":
+            check_free(self.name, trainer, at_work=None if self._live is None else self._live.trainer)
             check_strategy(trainer)
             check_names([m.name for m in _monitors(trainer)])
             derive_loss(pl_module, self.loss_fn)
@@ -156,7 +160,7 @@ class SLTMonitor(Callback):
                 self._check_watched(trainer, pl_module)
             if self.data is not None:
                 source_parts(self.data)
-            self._restored = self._restored if trainer.global_step else {}
+            self._restored = self._left.get(id(trainer), {}) if trainer.global_step else {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepare, and read the weights that training starts from."""
@@ -195,7 +199,8 @@ class SLTMonitor(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep the state, and drop everything that holds on to the Trainer."""
-        self._release()
+        if self._live is not None and self._live.trainer is trainer:
+            self._release()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -243,8 +248,9 @@ class SLTMonitor(Callback):
             finder.look(trainer, module)
         fast = bool(getattr(trainer, "fast_dev_run", False))
         unlimited = fast or is_replay(trainer)  # there is no training time to hold readings against
-        budget = Budget(None if unlimited else self.max_overhead, clock=clock_of(trainer, self._clock))
-        with budget.charged():
+        clock = Onward(clock_of(trainer, self._clock))
+        budget = Budget(None if unlimited else self.max_overhead, clock=clock)
+        with Interruptions().held(), budget.charged():
             self._live = LiveReadings(
                 trainer,
                 module,
@@ -267,7 +273,7 @@ class SLTMonitor(Callback):
                 alike=type(self).should_read is SLTMonitor.should_read,
                 at_checkpoints=self.at_checkpoints,
                 at_end=self.at_end,
-                clock=self._clock,
+                clock=clock,
                 last_step=self._restored.get("last_step", -1),
             )
             write_layout(trainer.loggers, {m.name: m._live.keys for m in _monitors(trainer) if m._live is not None})
@@ -313,6 +319,8 @@ class SLTMonitor(Callback):
 
     def _release(self) -> None:
         self._restored = self.state_dict()
+        if self._live is not None:
+            self._left[id(self._live.trainer)] = self._restored
         self._live = self._agenda = None
 
 
