@@ -60,6 +60,11 @@ class CompressibilityMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        pictures: Figures in TensorBoard, here and below.
+        tables: Tables on its text page.
+        embeddings: Maps of samples in its projector.
+        hparams: Settings against final values on its HPARAMS page.
+        layout: Charts on its custom-scalars page.
 
     >>> [e.name for e in CompressibilityMonitor(tolerances=(0.02,), every_n_train_steps=200).estimators]
     ['compressibility', 'llc']
@@ -94,6 +99,11 @@ class CompressibilityMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        pictures: bool = True,
+        tables: bool = True,
+        embeddings: bool = True,
+        hparams: bool = True,
+        layout: bool = True,
     ) -> None:
         """Ask for critical compression, and for λ̂ where no other monitor has it."""
         compressibility = Compressibility(
@@ -120,6 +130,11 @@ class CompressibilityMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            pictures=pictures,
+            tables=tables,
+            embeddings=embeddings,
+            hparams=hparams,
+            layout=layout,
         )
         self.schemes, self.tolerances, self.quantity, self.num_samples = schemes, tolerances, quantity, num_samples
         self.clips, self.per_tensor, self.num_noise = clips, per_tensor, num_noise
@@ -151,6 +166,7 @@ class CompressibilityMonitor(SLTMonitor):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the correlations, once all monitors have made their last readings."""
+        super().on_fit_end(trainer, pl_module)
         found = self.correlations()
         if found:
             self._tell(trainer, found)
@@ -167,10 +183,11 @@ class CompressibilityMonitor(SLTMonitor):
             f"{self.name}: λ̂ of {first.quantity} and {first.number.rpartition('/')[2]} over {len(first.steps)} readings"
         )
         rank_zero_info(f"{title}\n{table}")
-        write_text(trainer.loggers, f"{self.name}/compressibility", table, step)
-        write_figure(
-            trainer.loggers, f"{self.name}/compressibility", partial(correlation_figure, first, title=title), step
-        )
+        draw = partial(correlation_figure, first, title=title)
+        if self.tables:
+            write_text(trainer.loggers, f"{self.name}/compressibility", table, step)
+        if self.pictures:
+            write_figure(trainer.loggers, f"{self.name}/compressibility", draw, step)
         if any(c.collinear for c in found):
             rank_zero_warn(
                 f"{self.name}: the loss explains {first.explained:.0%} of the variance of λ̂ over these readings, so "

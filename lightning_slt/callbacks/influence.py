@@ -50,6 +50,11 @@ class InfluenceMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        pictures: Figures in TensorBoard, here and below.
+        tables: Tables on its text page.
+        embeddings: Maps of samples in its projector.
+        hparams: Settings against final values on its HPARAMS page.
+        layout: Charts on its custom-scalars page.
         scale: "covariance" or "response", see :class:`lightning_slt.estimators.BayesianInfluence`.
         tokens: What becomes of losses per token, see there.
         train_groups: Groups of the training samples or tokens, see there; None takes the labels of the probe.
@@ -83,6 +88,11 @@ class InfluenceMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        pictures: bool = True,
+        tables: bool = True,
+        embeddings: bool = True,
+        hparams: bool = True,
+        layout: bool = True,
         scale: Scale = "covariance",
         tokens: Tokens = "sum",
         train_groups: Tensor | Sequence[int] | None = None,
@@ -119,6 +129,11 @@ class InfluenceMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            pictures=pictures,
+            tables=tables,
+            embeddings=embeddings,
+            hparams=hparams,
+            layout=layout,
         )
         self.scale, self.tokens = scale, tokens
         self.train_groups, self.query_groups, self.significance = train_groups, query_groups, significance
@@ -160,5 +175,8 @@ class InfluenceMonitor(SLTMonitor):
             self._follower(component).load_state_dict(state)
 
     def _follower(self, component: str) -> InfluenceFollower:
-        mine = InfluenceFollower(self.name, component, self.estimators[0].name, significance=self.significance)
+        mine = InfluenceFollower(
+            self.name, component, self.estimators[0].name,
+            significance=self.significance, tables=self.tables, pictures=self.pictures,
+        )  # fmt: skip
         return self._followers.setdefault(component, mine)

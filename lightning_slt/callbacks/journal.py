@@ -18,7 +18,7 @@ from lightning_slt.components import FULL
 from lightning_slt.data import SamplingData
 from lightning_slt.reading import Anchor
 from lightning_slt.records import Reading, RecordWriter
-from lightning_slt.reporting.pictures import write_pictures
+from lightning_slt.reporting.pictures import Shown, write_pictures
 from lightning_slt.reporting.scalars import Keys, missing, scalars
 from lightning_slt.reporting.tables import describe_settings, settings_table
 from lightning_slt.reporting.tensorboard import write_text
@@ -35,10 +35,13 @@ class Journal:
         data: What is sampled from.
         log_dir: Where records go; None for nowhere.
         snapshots: Whether anchors are saved with them.
+        shown: What TensorBoard gets beside scalars.
 
     Attributes:
         index: Of the next reading.
         last: Last finite value of every tag.
+        values: Of the last reading, by tag.
+        settings: Of the last reading that had any, in words.
         unrecorded: How many readings of this fit could not be recorded.
     """
 
@@ -51,11 +54,14 @@ class Journal:
         data: SamplingData,
         log_dir: str | None,
         snapshots: bool,
+        shown: Shown,
     ) -> None:
         """Every tag stands in ``callback_metrics`` from the start."""
         self.trainer, self.name, self.keys, self.data, self.snapshots = trainer, name, keys, data, snapshots
-        self.index = 0
+        self.index, self.shown = 0, shown
         self.last: dict[str, float] = {}
+        self.values: dict[str, float] = {}
+        self.settings: dict[str, Any] = {}
         self.unrecorded, self._complaints = 0, Complaints()
         self._log_dir = log_dir if trainer.is_global_zero else None
         self._records: RecordWriter | None = None
@@ -105,11 +111,12 @@ class Journal:
         values[f"{self.name}/overhead"] = overhead
         for logger in self.trainer.loggers:
             logger.log_metrics(values, anchor.step)
-        write_pictures(self.trainer.loggers, self.name, results, anchor.step, worthless=bad)
+        write_pictures(self.trainer.loggers, self.name, results, anchor.step, worthless=bad, shown=self.shown)
         self._to_callback_metrics(values)
         described = {} if settings is None else self._describe(settings)
+        self.values, self.settings = values, described or self.settings
         constants = {key: described.get(key) for key in ("sampler", "nbeta", "localization", "num_chains", "num_draws")}
-        if described and constants != self._settings_shown:
+        if self.shown.tables and described and constants != self._settings_shown:
             self._settings_shown = constants
             write_text(self.trainer.loggers, f"{self.name}/settings", settings_table(described), anchor.step)
         reading = Reading(

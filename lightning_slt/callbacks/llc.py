@@ -38,6 +38,11 @@ class LLCMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        pictures: Figures in TensorBoard, here and below.
+        tables: Tables on its text page.
+        embeddings: Maps of samples in its projector.
+        hparams: Settings against final values on its HPARAMS page.
+        layout: Charts on its custom-scalars page.
         traces: Keep whole loss traces in the records.
         diagnostics: Log all that health measures, see :class:`lightning_slt.estimators.LLC`.
         control: Run the chains once more at nβ = 0, at twice the cost, see :class:`lightning_slt.estimators.LLC`.
@@ -67,6 +72,11 @@ class LLCMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        pictures: bool = True,
+        tables: bool = True,
+        embeddings: bool = True,
+        hparams: bool = True,
+        layout: bool = True,
         traces: bool = False,
         diagnostics: bool = False,
         control: bool = False,
@@ -91,5 +101,10 @@ class LLCMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            pictures=pictures,
+            tables=tables,
+            embeddings=embeddings,
+            hparams=hparams,
+            layout=layout,
         )
         self.traces, self.diagnostics, self.control = traces, diagnostics, control

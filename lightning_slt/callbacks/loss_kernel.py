@@ -52,6 +52,11 @@ class LossKernelMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        pictures: Figures in TensorBoard, here and below.
+        tables: Tables on its text page.
+        embeddings: Maps of samples in its projector.
+        hparams: Settings against final values on its HPARAMS page.
+        layout: Charts on its custom-scalars page.
         traces: Keep the losses of all draws in the records.
         sprites: Pictures of the samples, see :class:`lightning_slt.estimators.LossKernel`.
 
@@ -81,6 +86,11 @@ class LossKernelMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        pictures: bool = True,
+        tables: bool = True,
+        embeddings: bool = True,
+        hparams: bool = True,
+        layout: bool = True,
         traces: bool = False,
         sprites: Tensor | None = None,
     ) -> None:
@@ -104,6 +114,11 @@ class LossKernelMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            pictures=pictures,
+            tables=tables,
+            embeddings=embeddings,
+            hparams=hparams,
+            layout=layout,
         )
         self.probe, self.traces, self.sprites = probe, traces, sprites
         self._kept: dict[str, list[Tensor]] = {}

@@ -56,6 +56,11 @@ class RefinedLLCMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        pictures: Figures in TensorBoard, here and below.
+        tables: Tables on its text page.
+        embeddings: Maps of samples in its projector.
+        hparams: Settings against final values on its HPARAMS page.
+        layout: Charts on its custom-scalars page.
         traces: Keep whole loss traces in the records.
         diagnostics: Log all that health measures, see :class:`lightning_slt.estimators.LLC`.
         control: Run the chains once more at nβ = 0, at twice the cost, see :class:`lightning_slt.estimators.LLC`.
@@ -90,6 +95,11 @@ class RefinedLLCMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        pictures: bool = True,
+        tables: bool = True,
+        embeddings: bool = True,
+        hparams: bool = True,
+        layout: bool = True,
         traces: bool = False,
         diagnostics: bool = False,
         control: bool = False,
@@ -127,6 +137,11 @@ class RefinedLLCMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            pictures=pictures,
+            tables=tables,
+            embeddings=embeddings,
+            hparams=hparams,
+            layout=layout,
         )
         self.groups, self.grouping = groups, grouping
         self.traces, self.diagnostics, self.control = traces, diagnostics, control
@@ -148,8 +163,11 @@ class RefinedLLCMonitor(SLTMonitor):
         table, step = groups_table(curves, found), int(curves.steps[-1])
         title = f"{self.name}: refined LLCs by how they developed, silhouette {found.silhouette:.2f}"
         rank_zero_info(f"{title}\n{table}")
-        write_text(trainer.loggers, f"{self.name}/groups", table, step)
-        write_figure(trainer.loggers, f"{self.name}/groups", partial(groups_figure, curves, found, title=title), step)
+        draw = partial(groups_figure, curves, found, title=title)
+        if self.tables:
+            write_text(trainer.loggers, f"{self.name}/groups", table, step)
+        if self.pictures:
+            write_figure(trainer.loggers, f"{self.name}/groups", draw, step)
 
 
 class SusceptibilityMonitor(SLTMonitor):
@@ -179,6 +197,11 @@ class SusceptibilityMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        pictures: Figures in TensorBoard, here and below.
+        tables: Tables on its text page.
+        embeddings: Maps of samples in its projector.
+        hparams: Settings against final values on its HPARAMS page.
+        layout: Charts on its custom-scalars page.
 
     >>> SusceptibilityMonitor(components="layers", probes=[0, 1, 2], every_n_train_steps=200).name
     'slt'
@@ -208,6 +231,11 @@ class SusceptibilityMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        pictures: bool = True,
+        tables: bool = True,
+        embeddings: bool = True,
+        hparams: bool = True,
+        layout: bool = True,
     ) -> None:
         """Ask for the susceptibilities alone."""
         super().__init__(
@@ -229,5 +257,10 @@ class SusceptibilityMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            pictures=pictures,
+            tables=tables,
+            embeddings=embeddings,
+            hparams=hparams,
+            layout=layout,
         )
         self.probes, self.method, self.control = probes, method, control

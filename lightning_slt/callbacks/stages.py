@@ -112,6 +112,7 @@ class StageMonitor(Callback):
         on_boundary: Called with (trainer, module, :class:`StageBoundary`).
         on_alert: Called with (trainer, module, :class:`StageAlert`).
         pictures: Log a picture at each announcement and at the end.
+        tables: Log stages, boundaries and alerts as a table then.
         name: First part of the tags; two of them need two names.
 
     Raises:
@@ -139,6 +140,7 @@ class StageMonitor(Callback):
         on_boundary: Callable[[pl.Trainer, pl.LightningModule, StageBoundary], Any] | None = None,
         on_alert: Callable[[pl.Trainer, pl.LightningModule, StageAlert], Any] | None = None,
         pictures: bool = True,
+        tables: bool = True,
         name: str = "stages",
     ) -> None:
         """Store and check the arguments."""
@@ -147,7 +149,7 @@ class StageMonitor(Callback):
         self.bandwidth, self.z, self.depth, self.mark, self.confirm = bandwidth, z, depth, mark, confirm
         self.alert_level, self.alert_window, self.loss_tolerance = alert_level, alert_window, loss_tolerance
         self.skip_unreliable, self.adaptive, self.pictures = skip_unreliable, adaptive, pictures
-        self.on_boundary, self.on_alert, self.name = on_boundary, on_alert, name
+        self.on_boundary, self.on_alert, self.tables, self.name = on_boundary, on_alert, tables, name
         check_name(name)
         if isinstance(confirm, bool) or not isinstance(confirm, int) or confirm < 1:
             raise ValueError(
@@ -299,7 +301,8 @@ class StageMonitor(Callback):
 
     def _show(self, trainer: pl.Trainer, quantity: str, step: int, *, final: bool) -> None:
         tag = f"{self.name}/{quantity}"
-        write_text(trainer.loggers, f"{tag}/table", self.table(quantity, final=final), step)
+        if self.tables:
+            write_text(trainer.loggers, f"{tag}/table", self.table(quantity, final=final), step)
         if self.pictures:
             title = f"stages by step {step}"
             write_figure(

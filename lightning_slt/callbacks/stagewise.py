@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,10 +35,15 @@ class InfluenceFollower:
         component: Whose.
         key: Of the estimates.
         significance: Standard errors that an event stands out by.
+        tables: Whether events are tabulated in TensorBoard.
+        pictures: Whether curves are drawn there.
     """
 
-    def __init__(self, name: str, component: str, key: str, *, significance: float) -> None:
+    def __init__(
+        self, name: str, component: str, key: str, *, significance: float, tables: bool = True, pictures: bool = True
+    ) -> None:
         """Nothing heard yet."""
+        self.tables, self.pictures = tables, pictures
         self.name, self.component, self.key, self.significance = name, component, key, significance
         self.tag = f"{name}/{component}/{key}"
         self.names: tuple[str, ...] = ()
@@ -80,7 +85,7 @@ class InfluenceFollower:
             record(trainer, self.name, kind=e.kind, step=e.step, known_at=known_at, quantity=e.name, text=text)
         if news:
             rank_zero_info("\n".join(f"{self.name} at step {reading.step}: influence of {e}" for e in news))
-            write_text(trainer.loggers, f"{self.tag}/events", events_table(self.told), reading.step)
+            self._tabulate(trainer, self.told, reading.step)
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Draw all curves with the events, and the stages where another callback has found some."""
@@ -90,8 +95,13 @@ class InfluenceFollower:
         found, step = curves.events(significance=self.significance), int(curves.steps[-1])
         title = f"{self.name}: influence between groups over training, {self.component}"
         draw = partial(stagewise_figure, curves, found, title=title, boundaries=_boundaries(trainer))
-        write_text(trainer.loggers, f"{self.tag}/events", events_table(found), step)
-        write_figure(trainer.loggers, f"{self.tag}/over training", draw, step)
+        self._tabulate(trainer, found, step)
+        if self.pictures:
+            write_figure(trainer.loggers, f"{self.tag}/over training", draw, step)
+
+    def _tabulate(self, trainer: pl.Trainer, events: Sequence[Event], step: int) -> None:
+        if self.tables:
+            write_text(trainer.loggers, f"{self.tag}/events", events_table(events), step)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""

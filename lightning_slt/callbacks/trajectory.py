@@ -62,6 +62,11 @@ class TrajectoryMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        pictures: Figures in TensorBoard, here and below.
+        tables: Tables on its text page.
+        embeddings: Maps of samples in its projector.
+        hparams: Settings against final values on its HPARAMS page.
+        layout: Charts on its custom-scalars page.
 
     Raises:
         ValueError: For settings that cannot be.
@@ -95,6 +100,11 @@ class TrajectoryMonitor(SLTMonitor):
         name: str = "trajectory",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        pictures: bool = True,
+        tables: bool = True,
+        embeddings: bool = True,
+        hparams: bool = True,
+        layout: bool = True,
     ) -> None:
         """Ask for the trajectory alone."""
         if isinstance(axes, bool) or not isinstance(axes, int) or axes < 1:
@@ -119,6 +129,11 @@ class TrajectoryMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            pictures=pictures,
+            tables=tables,
+            embeddings=embeddings,
+            hparams=hparams,
+            layout=layout,
         )
         self.probe, self.space, self.output_fn, self.references = probe, space, output_fn, references
         self.size, self.dtype, self.axes, self.smoothing = size, dtype, axes, smoothing
@@ -168,7 +183,8 @@ class TrajectoryMonitor(SLTMonitor):
             return
         step, table = int(joint.steps[self.name][-1]), forms_table(joint, {self.name: self._forms(joint)})
         rank_zero_info(f"{self.name}: turns of the trajectory\n{table}")
-        write_text(trainer.loggers, f"{self.name}/full/{KEY}/forms", table, step)
+        if self.tables:
+            write_text(trainer.loggers, f"{self.name}/full/{KEY}/forms", table, step)
         self._draw(trainer, step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,7 +225,7 @@ class TrajectoryMonitor(SLTMonitor):
         return forms(smoothed(joint.points[self.name], self.smoothing))
 
     def _draw(self, trainer: pl.Trainer, step: int) -> None:
-        joint = self.joint
+        joint = self.joint if self.pictures else None
         if joint is None or not trainer.is_global_zero:
             return
         title = f"{self.name}: {len(joint.steps[self.name])} readings up to step {step}"

@@ -6,7 +6,7 @@ A kind of result gets its pictures by one line in :data:`DRAWN`; estimators know
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch.loggers import Logger
 
@@ -34,6 +34,23 @@ def pictures(result: Any) -> Mapping[str, Picture]:
     return next((drawn(result) for kind, drawn in DRAWN.items() if isinstance(result, kind)), {})
 
 
+class Shown(NamedTuple):
+    """What TensorBoard gets of a result beside its scalars.
+
+    Attributes:
+        pictures: Figures.
+        tables: Texts.
+        embeddings: Maps of samples for the projector.
+    """
+
+    pictures: bool = True
+    tables: bool = True
+    embeddings: bool = True
+
+
+EVERYTHING = Shown()
+
+
 def write_pictures(
     loggers: Sequence[Logger],
     name: str,
@@ -41,6 +58,7 @@ def write_pictures(
     step: int,
     *,
     worthless: Collection[str] = (),
+    shown: Shown = EVERYTHING,
 ) -> None:
     """Log the pictures of one reading as ``<name>/<component>/<key>/<picture>``.
 
@@ -50,14 +68,17 @@ def write_pictures(
         results: ``{component: {key: result}}``.
         step: The x axis.
         worthless: Those of them, as ``<component>/<key>``, that are not to be shown.
+        shown: Which kinds of pictures.
     """
-    shown = [(f"{c}/{key}", r) for c, by_key in results.items() for key, r in by_key.items()]
-    for where, result in shown:
+    drawn = [(f"{c}/{key}", r) for c, by_key in results.items() for key, r in by_key.items()]
+    for where, result in drawn:
         for title, picture in () if where in worthless else pictures(result).items():
             tag = f"{name}/{where}/{title}"
             if isinstance(picture, Embedding):
-                write_embedding(loggers, tag, picture, step)
+                if shown.embeddings:
+                    write_embedding(loggers, tag, picture, step)
             elif isinstance(picture, str):
-                write_text(loggers, tag, picture, step)
-            else:
+                if shown.tables:
+                    write_text(loggers, tag, picture, step)
+            elif shown.pictures:
                 write_figure(loggers, tag, picture, step)

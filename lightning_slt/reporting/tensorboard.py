@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_slt.components import FULL
 from lightning_slt.reporting.canvas import plainly
+from lightning_slt.reporting.hparams import FINAL
 from lightning_slt.reporting.scalars import Keys
 
 SHEET = 4096
@@ -49,7 +50,7 @@ def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Keys]) -> Non
         monitors: ``{monitor: {component: {key: fields}}}``.
     """
     layout: dict[str, dict[str, list[Any]]] = {}
-    others = "|".join(re.escape(name) for name in monitors)  # a loss kernel's tags are none of the training's losses
+    others = "|".join(re.escape(name) for name in (*monitors, FINAL))  # a loss kernel's are none of training's losses
     loss = ["Multiline", [f"(?i)^(?!({others})/).*loss"]]
     for name, components in monitors.items():
         charts = _margins(name, {FULL: components[FULL]}) if FULL in components else {}
@@ -64,7 +65,7 @@ def write_layout(loggers: Sequence[Logger], monitors: Mapping[str, Keys]) -> Non
             "reading time over training time": ["Multiline", [f"^{prefix}/overhead$"]],
         }
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, TensorBoardLogger) and layout:
             logger.experiment.add_custom_scalars(layout)
 
 
