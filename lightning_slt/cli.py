@@ -181,7 +181,10 @@ def read_config(path: Path) -> tuple[nn.Module, Any, list[Callback]]:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected YAML such as\n{CONFIG}")
-    given = yaml.safe_load(path.read_text())
+    try:
+        given = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no plain YAML: {error}") from error
     if not isinstance(given, dict) or "model" not in given:
         raise ValueError(f"{path} has no model; expected YAML such as\n{CONFIG}")
     trainer = given.get("trainer") or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,12 @@ INDEX = ".index.json"
 
 WRAPPERS = ("module.", "model.", "_forward_module.")
 """Prefixes that wrappers (DDP, a LightningModule around the network, Fabric) put before names."""
+
+_NOT_PLAIN = (
+    UnpicklingError, RuntimeError, EOFError, MemoryError, ValueError, TypeError, AttributeError, LookupError,
+    AssertionError, OverflowError,
+)  # fmt: skip
+"""What torch raises of files that were broken, or made to break it."""
 
 COMPILED = "_orig_mod."
 """What ``torch.compile`` puts into names, wherever a part was compiled."""
@@ -43,18 +50,38 @@ def content_of(path: Path) -> Mapping[str, Any]:
             f"lightning.pytorch.utilities.consolidate_checkpoint {path}"
         )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        content = load_file(path) if path.suffix == ".safetensors" else load_plain(path, mmap=True)
+    except (ValueError, SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read as plain weights: {reason}. Files that hold other objects are not run; save their "
-            "weights alone: torch.save(module.state_dict(), 'step=100.pt')"
+            f"{path} cannot be read as plain weights: {_first_line(error)}. Files that hold other objects are not run; "
+            "save their weights alone: torch.save(module.state_dict(), 'step=100.pt')"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds {type(content).__name__}, expected weights by name")
     return content
+
+
+def load_plain(path: Path, *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote, on the CPU, as long as it is tensors and plain values.
+
+    Args:
+        path: The file.
+        mmap: Read tensors when they are used; files in the format before archives, and compressed ones, are refused.
+
+    Raises:
+        ValueError: If it holds anything else, is broken, or claims more than there is memory.
+        OSError: If it cannot be opened.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except _NOT_PLAIN as error:
+        raise ValueError(_first_line(error)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def parts_of(path: Path) -> list[Path]:

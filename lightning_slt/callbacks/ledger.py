@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_slt.boundary import is_array
 from lightning_slt.records import FOLDER
 from lightning_slt.sources import source_parts
+from lightning_slt.weights import load_plain
 
 STATE = "analysis.pt"
 """The file, beside the records."""
@@ -61,8 +61,8 @@ class Ledger:
         saved: Mapping[str, Any] = {}
         if self.path.is_file():
             try:
-                saved = torch.load(self.path, weights_only=True)
-            except (UnpicklingError, RuntimeError, EOFError) as error:
+                saved = load_plain(self.path)
+            except (ValueError, OSError) as error:
                 raise ValueError(
                     f"{self.path} cannot be read, so that it is not known which checkpoints were; give another "
                     f"run_dir, or delete {run_dir} to begin anew"

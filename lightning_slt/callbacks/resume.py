@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -43,7 +44,7 @@ def thaw(state: Mapping[str, Any] | None, reader: Reader) -> Settings | None:
     if "localization" in state["calibrated"] and nbeta > 0 and before > 0:
         localization *= nbeta / before
     localization = localization if request.localization is None else request.localization
-    sampler = request.sampler or getattr(samplers, state["sampler"])(**state["sampler_settings"])
+    sampler = request.sampler or _sampler(state)
     stiffness = nbeta * state["curvature"] + localization
     if request.sampler is None and isinstance(sampler, SGLD) and 0 < stiffness < math.inf:
         then = before * state["curvature"] + state["localization"]
@@ -58,6 +59,19 @@ def thaw(state: Mapping[str, Any] | None, reader: Reader) -> Settings | None:
         stability=state["stability"],
         calibrated=tuple(state["calibrated"]),
     )
+
+
+def _sampler(state: Mapping[str, Any]) -> samplers.Sampler:
+    """One of ours by its name, and nothing else that a file may name."""
+    kinds = {name: kind for name, kind in vars(samplers).items() if _is_sampler(kind)}
+    if state["sampler"] not in kinds:
+        known = ", ".join(kinds)
+        raise ValueError(f"the saved state names a sampler {state['sampler']!r}; expected one of {known}")
+    return kinds[state["sampler"]](**state["sampler_settings"])
+
+
+def _is_sampler(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, samplers.Sampler) and not inspect.isabstract(kind)
 
 
 def changes(state: Mapping[str, Any] | None, settings: Settings | None) -> str | None:
