@@ -47,6 +47,8 @@ class SamplerFinder(Callback):
         data: None for the Trainer's own training set.
         loss_fn: ``loss_fn(module, batch)``; None derives it.
         name: First part of the tags of table and picture; two finders need two names.
+        pictures: Log the picture.
+        tables: Log the table.
 
     Attributes:
         calibration: What was found, once it was.
@@ -71,6 +73,8 @@ class SamplerFinder(Callback):
         data: Any = None,
         loss_fn: LossFn | None = None,
         name: str = "finder",
+        pictures: bool = True,
+        tables: bool = True,
     ) -> None:
         """Store and check the arguments."""
         super().__init__()
@@ -79,6 +83,7 @@ class SamplerFinder(Callback):
         if loss_fn is not None:
             check_loss_fn(loss_fn)
         self.at_step, self.sampler, self.name = at_step, sampler, name
+        self.pictures, self.tables = pictures, tables
         self.grids = grid_values(step_size=step_size, nbeta=nbeta, localization=localization)
         self.sampling, self.components, self.data, self.loss_fn = sampling, components, data, loss_fn
         self.calibration: Calibration | None = None
@@ -132,9 +137,7 @@ class SamplerFinder(Callback):
                 if hasattr(callback, "adopt"):
                     callback.adopt(self.calibration.settings)
 
-    def _search(
-        self, trainer: pl.Trainer, module: pl.LightningModule, interruptions: Interruptions
-    ) -> Calibration:
+    def _search(self, trainer: pl.Trainer, module: pl.LightningModule, interruptions: Interruptions) -> Calibration:
         """The same on every rank; rank 0's result counts, as curvatures may differ in the last bit."""
         peers = Peers(trainer)
         request = Request(
@@ -161,5 +164,7 @@ class SamplerFinder(Callback):
     def _tell(self, trainer: pl.Trainer, found: Calibration) -> None:
         say = rank_zero_info if found.accepted else rank_zero_warn
         say(f"{self.name} at step {trainer.global_step}: {found}")
-        write_text(trainer.loggers, f"{self.name}/sweep", f"{found}\n\n{found.table()}", trainer.global_step)
-        write_figure(trainer.loggers, f"{self.name}/sweep", found.plot, trainer.global_step)
+        if self.tables:
+            write_text(trainer.loggers, f"{self.name}/sweep", f"{found}\n\n{found.table()}", trainer.global_step)
+        if self.pictures:
+            write_figure(trainer.loggers, f"{self.name}/sweep", found.plot, trainer.global_step)

@@ -25,6 +25,7 @@ from lightning_slt.callbacks.surroundings import evaluation_context, mover, step
 from lightning_slt.plan import FailedReadingError, OnFailure, report_failures
 from lightning_slt.reading import Anchor, Reader, Request
 from lightning_slt.reporting.advice import Verdicts, worthless
+from lightning_slt.reporting.pictures import Shown
 from lightning_slt.reporting.progress import reading_progress
 from lightning_slt.running import Results
 
@@ -66,6 +67,7 @@ class LiveReadings:
         budget: What readings may cost.
         on_failure: Whether a failed reading raises.
         snapshots: Whether to save the anchors.
+        shown: What TensorBoard gets beside scalars.
         log_dir: Where records go; None for nowhere.
     """
 
@@ -80,6 +82,7 @@ class LiveReadings:
         budget: Budget,
         on_failure: OnFailure,
         snapshots: bool,
+        shown: Shown,
         log_dir: str | None,
     ) -> None:
         """Prepare the readings; raises where nothing can be read."""
@@ -92,7 +95,7 @@ class LiveReadings:
         self.interruptions = Interruptions()
         self.history = History()
         self.journal = Journal(
-            trainer, name, keys=self.keys, data=self.reader.data, log_dir=log_dir, snapshots=snapshots
+            trainer, name, keys=self.keys, data=self.reader.data, log_dir=log_dir, snapshots=snapshots, shown=shown
         )
 
     @property
@@ -241,7 +244,7 @@ class LiveReadings:
             tell(self.trainer, reading, complain=None if self.on_failure == "raise" else self.complaints.tell)
         if failure is None:
             self.budget.learn(self.budget.clock() - began)
-        if self.index == 1 and self.budget.share is None:
+        if self.index == 1 and self.budget.share is None and not is_replay(self.trainer):
             self._tell_the_cost(duration)
         self._speak(anchor.step, results, bad)
         return True

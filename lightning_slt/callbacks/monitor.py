@@ -26,6 +26,7 @@ from lightning_slt.callbacks.checks import (
     check_strategy,
     explained,
 )
+from lightning_slt.callbacks.endings import Ended, compare_endings
 from lightning_slt.callbacks.finder import SamplerFinder
 from lightning_slt.callbacks.interruptions import Interruptions
 from lightning_slt.callbacks.live import LiveReadings
@@ -38,6 +39,7 @@ from lightning_slt.estimators.base import Estimator
 from lightning_slt.functional import derive_loss
 from lightning_slt.plan import OnFailure, check_on_failure
 from lightning_slt.reading import Request
+from lightning_slt.reporting.pictures import Shown
 from lightning_slt.reporting.scalars import missing
 from lightning_slt.reporting.tensorboard import write_layout
 from lightning_slt.samplers.base import Sampler
@@ -81,6 +83,11 @@ class SLTMonitor(Callback):
         name: First part of all tags; two monitors of one Trainer need two names.
         on_failure: "warn" flags a reading that failed, died or diverged and lets training go on; "raise" stops it.
         snapshots: Save the anchor of every reading as safetensors beside the records.
+        pictures: Figures in TensorBoard; they need matplotlib.
+        tables: Tables on TensorBoard's text page: settings, results, what has happened.
+        embeddings: Maps of samples in TensorBoard's projector.
+        hparams: Settings against final values on TensorBoard's HPARAMS page, once the fit has ended.
+        layout: Charts on TensorBoard's custom-scalars page.
 
     Raises:
         ValueError: For settings that cannot be.
@@ -113,6 +120,11 @@ class SLTMonitor(Callback):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        pictures: bool = True,
+        tables: bool = True,
+        embeddings: bool = True,
+        hparams: bool = True,
+        layout: bool = True,
     ) -> None:
         """Store and check the arguments."""
         super().__init__()
@@ -127,6 +139,8 @@ class SLTMonitor(Callback):
         self.train_time_interval, self.at_steps = train_time_interval, at_steps
         self.at_checkpoints, self.at_end, self.max_overhead = at_checkpoints, at_end, max_overhead
         self.name, self.on_failure, self.snapshots = name, on_failure, snapshots
+        self.pictures, self.tables, self.embeddings = pictures, tables, embeddings
+        self.hparams, self.layout = hparams, layout
         self.schedule = Schedule(
             every_n_train_steps=every_n_train_steps,
             every_n_epochs=every_n_epochs,
@@ -143,6 +157,7 @@ class SLTMonitor(Callback):
         self._agenda: Agenda | None = None
         self._restored: dict[str, Any] = {}
         self._left: dict[int, dict[str, Any]] = {}  # by Trainer: one monitor may serve several, by turns
+        self.ended_with = Ended({}, {})
 
     @property
     def state_key(self) -> str:
@@ -161,6 +176,7 @@ class SLTMonitor(Callback):
             if self.data is not None:
                 source_parts(self.data)
             self._restored = self._left.get(id(trainer), {}) if trainer.global_step else {}
+            self.ended_with = Ended({}, {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepare, and read the weights that training starts from."""
@@ -195,7 +211,15 @@ class SLTMonitor(Callback):
         """Read what waits, and the last weights where asked for."""
         if self._agenda is not None:
             self._agenda.finish()
+        if self._live is not None:
+            self.ended_with = Ended(self._live.journal.settings, self._live.journal.values, self.hparams)
         self._release()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set what all monitors ended with against their settings, once."""
+        monitors = _monitors(trainer)
+        if monitors[0] is self:
+            compare_endings(trainer, {m.name: m.ended_with for m in monitors})
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep the state, and drop everything that holds on to the Trainer."""
@@ -260,6 +284,7 @@ class SLTMonitor(Callback):
                 budget=budget,
                 on_failure=self.on_failure,
                 snapshots=self.snapshots,
+                shown=Shown(pictures=self.pictures, tables=self.tables, embeddings=self.embeddings),
                 log_dir=record_dir(trainer),
             )
             if self._restored:
@@ -276,7 +301,8 @@ class SLTMonitor(Callback):
                 clock=clock,
                 last_step=self._restored.get("last_step", -1),
             )
-            write_layout(trainer.loggers, {m.name: m._live.keys for m in _monitors(trainer) if m._live is not None})
+            ready = [m for m in _monitors(trainer) if m.layout and m._live is not None]
+            write_layout(trainer.loggers, {m.name: m._live.keys for m in ready if m._live is not None})
             for finder in finders:
                 if finder.calibration is not None and finder.calibration.settings is not None and not self._restored:
                     self.adopt(finder.calibration.settings)
