@@ -20,7 +20,7 @@ class RunEvent:
 
     Attributes:
         source: Name of the callback.
-        kind: "boundary", "alert", "flip" or "peak".
+        kind: "boundary", "alert", "flip", "peak", "checkpoint" or "stop".
         step: Where it happened, on the x axis of the logs.
         known_at: Step of the reading that made it known.
         quantity: Tag, or names of groups, of what it happened to.

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from models import MemoryLogger, trainer_for
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_stages_live import QUANTITY, fit
 from test_stagewise import STEPS, curve, heard
 
 import lightning_slt as slt
 from lightning_slt.callbacks.stagewise import InfluenceFollower
 from lightning_slt.callbacks.surroundings import record
 from lightning_slt.events import write_event
+from lightning_slt.reporting.events import MOST, happenings
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -60,3 +64,46 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_for(logger=False)
     with pytest.warns(UserWarning, match="stages: an event was not recorded"):
         record(trainer, "stages", kind="alert", step=torch.tensor(3.0), known_at=3, quantity="q", text="t")  # type: ignore[arg-type]
+
+
+def told(folder: Path) -> list[tuple[int, str]]:
+    """The texts on what happened, with their steps."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    if "events/text_summary" not in events.Tags()["tensors"]:
+        return []
+    return [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors("events/text_summary")]
+
+
+def test_one_table_of_stages_and_events(elsewhere: Path) -> None:
+    stages, saves = slt.StageMonitor(QUANTITY), slt.StageCheckpoint("saved")
+    logger = TensorBoardLogger(elsewhere, name="", version="")
+    fit(stages, saves, slt.StageStopping(after=2), logger=logger)
+    first, second = stages.report().announced
+    texts = told(elsewhere)
+    for step, text in texts:  # what is known by then, and no more
+        assert (f"| {second.boundary.step:.0f} | **boundary**" in text) == (step >= second.step)
+    text = texts[-1][1]
+    rows = [row for row in text.splitlines() if "**" in row and row.startswith("| ")]
+    kinds = [row.split("**")[1] for row in rows]
+    assert kinds[:3] == ["boundary", "checkpoint", "boundary"]
+    assert sorted(kinds[3:]) == ["checkpoint", "stop"]
+    assert f"| {first.boundary.step:.0f} | **boundary** {QUANTITY} came to rest" in rows[0]
+    assert f"| {first.step} | stages |" in rows[0]
+    assert f"| {first.step} | **checkpoint** weights saved to {saves.saved[0].name}" in rows[1]
+    assert f"**Stages of {QUANTITY}**" in text
+    assert "| A2 |" in text
+    assert len(texts) <= len(rows) + 1  # and once more in the end
+
+
+def test_without_tables_there_is_none(elsewhere: Path) -> None:
+    logger = TensorBoardLogger(elsewhere, name="", version="")
+    fit(slt.StageMonitor(QUANTITY, tables=False), slt.StageCheckpoint("saved"), logger=logger)
+    assert told(elsewhere) == []
+    assert slt.load_events(elsewhere)
+
+
+def test_a_run_with_very_many_events_has_a_short_table() -> None:
+    text = happenings([event(float(step), text="a | b\nc") for step in range(3 * MOST)], {})
+    assert text.count("| **boundary** a \\| b c |") == MOST
+    assert f"| {3 * MOST - 1} |" in text
+    assert f"{2 * MOST} earlier ones" in text

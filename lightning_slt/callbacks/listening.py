@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
@@ -22,6 +22,15 @@ class Listener(Protocol):
             reading: With ``reading.name`` the monitor's; where ``reading.revises`` is a number it replaces an earlier
                 one of the same weights.
         """
+        ...
+
+
+@runtime_checkable
+class TellsStages(Protocol):
+    """A callback that knows stages of a run."""
+
+    def stage_tables(self) -> Mapping[str, str]:
+        """A Markdown table of the stages so far, for each quantity that has any."""
         ...
 
 

@@ -10,7 +10,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_slt.callbacks.stages import StageBoundary
+from lightning_slt.callbacks.stages import StageBoundary, StageMonitor
+from lightning_slt.callbacks.surroundings import record
 
 
 class StageCheckpoint(Callback):
@@ -74,6 +75,12 @@ class StageCheckpoint(Callback):
             path = Path(self.dirpath) / name
             trainer.save_checkpoint(path, weights_only=self.save_weights_only)
             self.saved.append(path)
+            at, where = trainer.global_step, boundary.quantity
+            text = f"weights saved to {name}, after the boundary of {where} at step {boundary.step:.0f}"
+            record(
+                trainer, "StageCheckpoint", kind="checkpoint", step=at, known_at=at, quantity=where, text=text,
+                table=_tabulated(trainer),
+            )  # fmt: skip
 
 
 class StageStopping(Callback):
@@ -101,7 +108,15 @@ class StageStopping(Callback):
         """Stop where it is the one, as soon as the Trainer's ``min_steps`` and ``min_epochs`` allow."""
         if self.quantity in (None, boundary.quantity) and boundary.number >= self.after:
             trainer.should_stop = True
-            rank_zero_info(
-                f"StageStopping: training ends at boundary {boundary.number} of {boundary.quantity}, step "
-                f"{boundary.step:.0f}, known at step {boundary.announced}"
-            )
+            at, where = trainer.global_step, boundary.quantity
+            text = f"training ends at boundary {boundary.number} of {where}, step {boundary.step:.0f}"
+            rank_zero_info(f"StageStopping: {text}, known at step {boundary.announced}")
+            record(
+                trainer, "StageStopping", kind="stop", step=at, known_at=at, quantity=where, text=text,
+                table=_tabulated(trainer),
+            )  # fmt: skip
+
+
+def _tabulated(trainer: pl.Trainer) -> bool:
+    """Whether those who announce boundaries show tables of them."""
+    return any(isinstance(c, StageMonitor) and c.tables for c in trainer.callbacks)  # type: ignore[attr-defined]

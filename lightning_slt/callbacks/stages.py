@@ -18,7 +18,7 @@ from lightning_slt.callbacks.checks import check_name, explained
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.pacing import Pace
 from lightning_slt.callbacks.quantities import check_quantity, owner, row_of
-from lightning_slt.callbacks.surroundings import record
+from lightning_slt.callbacks.surroundings import record, record_dir, tabulate_events
 from lightning_slt.records import Reading
 from lightning_slt.reporting.stages import event_scalars, reservations, stages_figure, stages_table
 from lightning_slt.reporting.tensorboard import write_figure, write_text
@@ -200,6 +200,9 @@ class StageMonitor(Callback):
         for quantity, follower in self._followers.items():
             if follower.rows:
                 self._show(trainer, quantity, trainer.global_step, final=True)
+        folder = record_dir(trainer)
+        if self.tables and trainer.is_global_zero:
+            tabulate_events(trainer, folder, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values only."""
@@ -242,6 +245,10 @@ class StageMonitor(Callback):
         notes = reservations(follower.series, failed=sum(not row.reliable for row in follower.rows.values()))
         return stages_table(found.stages, found.boundaries, announced=found.announced, alerts=found.alerts, notes=notes)
 
+    def stage_tables(self) -> dict[str, str]:
+        """The same of every quantity that has readings; none where tables are not wanted."""
+        return {tag: self.table(tag) for tag, follower in self._followers.items() if self.tables and follower.rows}
+
     def figure(self, quantity: str | None = None, *, final: bool = True, title: str = "") -> Any:
         """The same as a matplotlib figure."""
         tag = self.quantities[0] if quantity is None else quantity
@@ -273,7 +280,10 @@ class StageMonitor(Callback):
                 f"known at step {news.step}, {news.delay} readings later"
             )
             rank_zero_info(f"{self.name}: {text}")
-            record(trainer, self.name, kind="boundary", step=b.step, known_at=news.step, quantity=quantity, text=text)
+            record(
+                trainer, self.name, kind="boundary", step=b.step, known_at=news.step, quantity=quantity, text=text,
+                table=self.tables,
+            )  # fmt: skip
             self._spread(trainer, event)
         for alert in alerts:
             text = (
@@ -281,7 +291,10 @@ class StageMonitor(Callback):
                 f"(t = {alert.score:.1f}) while the loss has not ({alert.loss_change:+.2g} nats)"
             )
             rank_zero_warn(f"{self.name}: {text}")
-            record(trainer, self.name, kind="alert", step=alert.step, known_at=alert.step, quantity=quantity, text=text)
+            record(
+                trainer, self.name, kind="alert", step=alert.step, known_at=alert.step, quantity=quantity, text=text,
+                table=self.tables,
+            )  # fmt: skip
             if self.on_alert is not None:
                 self.on_alert(trainer, trainer.lightning_module, StageAlert(quantity, alert))
         if announced or alerts:

@@ -82,7 +82,10 @@ class InfluenceFollower:
         self.told += news
         for e in news:
             text, known_at = f"influence of {e}", reading.step
-            record(trainer, self.name, kind=e.kind, step=e.step, known_at=known_at, quantity=e.name, text=text)
+            record(
+                trainer, self.name, kind=e.kind, step=e.step, known_at=known_at, quantity=e.name, text=text,
+                table=self.tables and e is news[-1],
+            )  # fmt: skip
         if news:
             rank_zero_info("\n".join(f"{self.name} at step {reading.step}: influence of {e}" for e in news))
             self._tabulate(trainer, self.told, reading.step)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_slt.events import RunEvent, write_event
+from lightning_slt.callbacks.listening import TellsStages
+from lightning_slt.events import RunEvent, load_events, write_event
+from lightning_slt.records import FOLDER
+from lightning_slt.reporting.events import happenings
+from lightning_slt.reporting.tensorboard import write_text
 from lightning_slt.types import Batch
+
+EVENTS_TAG = "events"
+"""Of the text that tells what happened in a run."""
 
 
 def evaluation_context(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[Any]]:
@@ -49,9 +57,17 @@ def steps_of_run(trainer: pl.Trainer) -> float:
 
 
 def record(
-    trainer: pl.Trainer, source: str, *, kind: str, step: float, known_at: int, quantity: str, text: str
+    trainer: pl.Trainer,
+    source: str,
+    *,
+    kind: str,
+    step: float,
+    known_at: int,
+    quantity: str,
+    text: str,
+    table: bool = True,
 ) -> None:
-    """Keep an event of a callback beside the records, once; a collective call.
+    """Keep an event of a callback beside the records, once, and tabulate all of the run; a collective call.
 
     A full disk is told of and leaves training alone.
     """
@@ -63,3 +79,20 @@ def record(
         write_event(folder, event)
     except OSError as error:
         rank_zero_warn(f"{source}: an event was not recorded: {error}")
+        return
+    if table:
+        tabulate_events(trainer, folder, known_at)
+
+
+def tabulate_events(trainer: pl.Trainer, folder: str | None, step: int) -> None:
+    """Show all that callbacks have told of the run, and its stages, on TensorBoard's text page.
+
+    Args:
+        trainer: The Trainer.
+        folder: Of the run's records; without one there are no events to read.
+        step: Up to now.
+    """
+    stages = {tag: t for c in trainer.callbacks if isinstance(c, TellsStages) for tag, t in c.stage_tables().items()}  # type: ignore[attr-defined]
+    events = [] if folder is None else load_events(Path(folder) / FOLDER)
+    if events or stages:
+        write_text(trainer.loggers, EVENTS_TAG, happenings(events, stages), step)
