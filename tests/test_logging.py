@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 import lightning_slt as slt
 from lightning_slt.losses import classification
+from lightning_slt.reporting.progress import reading_progress
 from lightning_slt.reporting.tensorboard import write_layout
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -245,7 +247,9 @@ def test_tqdm_bar(capsys: pytest.CaptureFixture[str]) -> None:
     before = len(bar_instances())
     fit(few_draws(), few_draws(name="two"), bar, enable_progress_bar=True)
     assert bar.metrics_shown.keys() >= {"LLC", "two LLC"}
-    assert "slt at step 2" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "slt at step 2: 2 chains × 4 draws:" in shown
+    assert re.search(r"/12 \[\d\d:\d\d<", shown), "no time left"
     assert len(bar_instances()) == before
 
 
@@ -269,8 +273,39 @@ def test_rich_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     bar = Bar(console_kwargs={"file": io.StringIO(), "force_terminal": True})
     fit(few_draws(), bar, enable_progress_bar=True)
-    assert "slt at step 2" in seen
+    assert "slt at step 2: 2 chains × 4 draws" in seen
     assert not [text for text in bar.left if "slt" in text]
+
+
+class Screen(io.StringIO):
+    """What a terminal or a file is told."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_in_a_file_is_a_few_lines(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """In a terminal an update overwrites the last one; in a file it is one more line."""
+    screen = Screen(terminal)
+    trainer = trainer_for(TQDMProgressBar(), enable_progress_bar=True)
+    monkeypatch.setattr("sys.stderr", screen)
+    with reading_progress(trainer, "slt at step 2", 50) as show:
+        for _ in range(50):
+            time.sleep(0.012)
+            show(1)
+    updates = screen.getvalue().count("slt at step 2")
+    assert updates >= 4 if terminal else updates == 1
+
+
+def test_no_bar_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(few_draws())
+    out, err = capsys.readouterr()
+    assert "step 2" not in out + err
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])

@@ -273,8 +273,9 @@ class LiveReadings:
             if self.budget.share is not None and not (self.peers.from_first(payable) or on_credit):
                 return settings, {}
             chains = self.peers.share_of(settings.sampling.num_chains)
-            total = self.reader.chain_steps(settings, chains)
-            with reading_progress(self.trainer, f"{self.name} at step {anchor.step}", total) as show:
+            total, counts = self.reader.chain_steps(settings, chains), settings.sampling
+            amount = f"{counts.num_chains * self.reader.work.passes} chains × {counts.num_draws} draws"
+            with reading_progress(self.trainer, f"{self.name} at step {anchor.step}: {amount}", total) as show:
                 on_step = self.interruptions.checked(show, processes=self.peers.world)
                 return settings, self.reader.read(
                     anchor, settings, chains=chains, reduce=self.peers.add_up, on_step=on_step

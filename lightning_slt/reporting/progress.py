@@ -1,13 +1,17 @@
-"""Progress of one reading in Lightning's own bar; nothing where there is no bar."""
+"""Progress of one reading, with the time that is left, in Lightning's own bar; nothing where there is no bar."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+SELDOM = 30.0
+"""Seconds between two lines where each update of a bar is a line: in a file, or a notebook's log."""
 
 
 @contextmanager
@@ -25,7 +29,13 @@ def reading_progress(trainer: pl.Trainer, description: str, total: int) -> Itera
     bar = trainer.progress_bar_callback
     if isinstance(bar, TQDMProgressBar) and not bar.is_disabled:
         tqdm = Tqdm(
-            desc=description, total=total, leave=False, position=1 + 2 * bar.process_position, dynamic_ncols=True
+            desc=description,
+            total=total,
+            leave=False,
+            position=1 + 2 * bar.process_position,
+            dynamic_ncols=True,
+            unit=" steps",
+            mininterval=0.1 if sys.stderr.isatty() else SELDOM,
         )
         try:
             yield lambda steps: _none(tqdm.update(steps))
