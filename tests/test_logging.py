@@ -302,6 +302,26 @@ def test_a_bar_in_a_file_is_a_few_lines(monkeypatch: pytest.MonkeyPatch, termina
     assert updates >= 4 if terminal else updates == 1
 
 
+def test_a_rich_bar_moves_while_a_reading_goes_on() -> None:
+    """Lightning's Rich bar is drawn when it is told to be; at the first reading it has not even begun."""
+
+    class Reads(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            with reading_progress(trainer, "slt at step 0: 2 chains", 50) as show:
+                for _ in range(50):
+                    time.sleep(0.012)
+                    show(1)
+
+    screen = io.StringIO()
+    bar = RichProgressBar(console_kwargs={"file": screen, "force_terminal": True, "width": 160})
+    fit(Reads(), bar, enable_progress_bar=True, max_epochs=1)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    seen = {int(found) for found in re.findall(r"slt at step 0: 2 chains\D*(\d+)/50", text)}
+    assert len([count for count in seen if 0 < count < 50]) >= 3
+    assert re.search(r"/50 \d:\d\d:\d\d • \d:\d\d:\d\d", text), "no time left"
+    assert "Epoch 0/0" in text
+
+
 def test_no_bar_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     fit(few_draws())
     out, err = capsys.readouterr()
