@@ -32,6 +32,7 @@ trainer:
         at_steps: [1, 3]
         train_time_interval: "1:00:00"
         name: yaml
+        tables: false
     - class_path: lightning_slt.SLTMonitor
       init_args:
         estimators:
@@ -60,6 +61,7 @@ def test_command_line(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, other, added = (c for c in cli.trainer.callbacks if isinstance(c, slt.SLTMonitor))
     assert given.sampler == slt.SGLD(step_size=1e-4)
     assert given.sampling.num_chains == 3
+    assert (given.tables, given.pictures, other.tables) == (False, True, True)
     assert given.train_time_interval == timedelta(hours=1)
     assert other.at_steps == slt.LogSteps(1, 4, 3)
     assert other.estimators[0].traces
