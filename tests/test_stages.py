@@ -241,3 +241,52 @@ def test_replaced_readings_and_states() -> None:
         heard.append(again.take(later))
         assert resumed.take(later) == heard[-1]
     assert [a.boundary for a in again.announced] == [a.boundary for a, _ in [(a, 0) for n, _ in news for a in n]]
+
+
+def test_scatter_is_that_of_rows_of_all_points() -> None:
+    """A twin that writes each pseudo-residual as a row of weights of all points."""
+    x, y, per_chain = normal(40).sort().values, normal(40, seed=1), normal(40, 3, seed=2)
+    known = Errors(0.01 * normal(40, seed=3).square(), 0.1 * per_chain)
+    a = (x[2:] - x[1:-1]) / (x[2:] - x[:-2])
+    rows = torch.diag_embed(-a, 0)
+    weights = torch.nn.functional.pad(rows, (0, 2))
+    weights += torch.nn.functional.pad(torch.eye(38, dtype=torch.float64), (1, 1))
+    weights += torch.nn.functional.pad(torch.diag(a - 1), (2, 0))
+    squares = (weights @ y).square()
+    own = weights.square() @ known.own + (weights @ known.shared).square().sum(1)
+    expected = ((squares / MEDIAN_CHI2 - own) / weights.square().sum(1)).quantile(0.5)
+    assert expected > 0
+    assert scatter(x, y, known) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_many_readings_are_looked_at_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at n readings costs n: looking at every one of 10 000 would take most of a run. Boundaries are those of
+    looking every time, known two looks later at most.
+    """
+    curve = steps_curve(0)
+    steps = torch.arange(5, 2001, 2)
+    values, noise = curve.value(steps.double().log()), 0.02 * normal(len(steps))
+    rows = [
+        Row(index=k, step=int(s), value=float(v), stderr=0.02, loss=1 / (k + 1))
+        for k, (s, v) in enumerate(zip(steps, values + noise, strict=True))
+    ]
+    found = {}
+    for many in (10**9, 100):
+        monkeypatch.setattr("lightning_slt.analysis.announcing.MANY", many)
+        looks: list[int] = []
+        find = Detector.find
+        monkeypatch.setattr(Detector, "find", lambda self, series, looks=looks: looks.append(1) or find(self, series))
+        follower = Follower(alarm=Alarm())
+        for row in rows[:100] if many > 100 else rows:
+            follower.take(row)
+        if many > 100:
+            assert len(looks) == 100
+            for row in rows[100:]:
+                follower.rows[row.index] = row
+        else:
+            assert len(looks) < 100 + 100 * (1 + math.log(len(rows) / 100)) * 1.2
+        found[many] = follower.boundaries(final=True)
+        monkeypatch.setattr(Detector, "find", find)
+    assert len(found[100]) == len(curve.boundaries)
+    for late, full in zip(found[100], found[10**9], strict=True):
+        assert abs(math.log(late.step / full.step)) < WITHIN

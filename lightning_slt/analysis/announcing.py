@@ -8,8 +8,9 @@ the loss stands still is an alert, which needs no boundary: it may be the first 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from heapq import nlargest
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,11 @@ from torch import Tensor
 
 from lightning_slt.analysis.stages import Boundary, Detector, Series
 from lightning_slt.types import student_t_cdf
+
+
+MANY = 500
+"""Readings from which on boundaries are looked for at every second, third, … reading: a look costs as much as there are
+readings, and one more of n moves log t by 1/n at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +154,7 @@ class Follower:
         alarm: Of alerts; None for none.
         skip_unreliable: Leave readings out that failed a health check.
         confirm: Readings in a row at which a boundary must be found before it is announced: the last readings of a
-            curve have the most leverage on its slope.
+            curve have the most leverage on its slope. Of more than :data:`MANY` readings, those that were looked at.
 
     Attributes:
         rows: Readings that stand, by index.
@@ -180,19 +186,19 @@ class Follower:
         self.rows[row.index] = row
         if row.revises is not None:
             return [], []
-        series = self.series
-        news = [] if not self._counts(row) else self._confirmed(self.unannounced(series))
-        for boundary in news:
-            delay = int((series.steps[series.usable] > boundary.step).sum())
-            self.announced.append(Announcement(boundary, row.step, delay))
-        alerts = [] if self.alarm is None or not self._counts(row) else self._alerts(self.alarm, series)
+        if not self._counts(row):
+            return [], []
+        news = self._look(row.step) if len(self.rows) % (1 + len(self.rows) // MANY) == 0 else []
+        alerts = [] if self.alarm is None else self._alerts(self.alarm)
         self.alerts += alerts
-        return self.announced[len(self.announced) - len(news) :], alerts
+        return news, alerts
 
     @property
     def series(self) -> Series:
         """The readings that stand, in the order of steps."""
-        rows = sorted(self.rows.values(), key=lambda row: row.step)
+        return self._series(sorted(self.rows.values(), key=lambda row: row.step))
+
+    def _series(self, rows: Sequence[Row]) -> Series:
         values = [row.value if self._counts(row) else math.nan for row in rows]
         chains = {len(row.per_chain) for row in rows if self._counts(row)}
         alike = chains.pop() if len(chains) == 1 else 0
@@ -226,6 +232,16 @@ class Follower:
         fit = series.fit(series.steps[series.usable].log()[-1:], bandwidth=self.detector.bandwidth)
         return bool(fit.slope.abs() >= z * fit.slope_stderr)
 
+    def _look(self, step: int) -> list[Announcement]:
+        """Look for boundaries, and announce those that are confirmed."""
+        series = self.series
+        news = [
+            Announcement(boundary, step, int((series.steps[series.usable] > boundary.step).sum()))
+            for boundary in self._confirmed(self.unannounced(series))
+        ]
+        self.announced += news
+        return news
+
     def _confirmed(self, found: list[Boundary]) -> list[Boundary]:
         """Those that were found often enough; the others wait."""
 
@@ -240,12 +256,15 @@ class Follower:
     def _counts(self, row: Row) -> bool:
         return row.reliable or not self.skip_unreliable
 
-    def _alerts(self, alarm: Alarm, series: Series) -> list[Alert]:
-        recent = series.steps[series.usable & series.loss.isfinite()][-alarm.window :]
-        if len(recent) < alarm.window or (self.alerts and float(recent[0]) < self.alerts[-1].step):
+    def _alerts(self, alarm: Alarm) -> list[Alert]:
+        """Look at the last readings that have what it takes; a series of them alone, however many there are."""
+        usable = (row for row in self.rows.values() if row.step > 0 and self._counts(row))
+        known = [row for row in usable if math.isfinite(row.value) and math.isfinite(row.loss)]
+        recent = sorted(nlargest(alarm.window, known, key=lambda row: row.step), key=lambda row: row.step)
+        if len(recent) < alarm.window or (self.alerts and recent[0].step < self.alerts[-1].step):
             return []
         self.looks += 1
-        found = alarm.look(series, looks=self.looks)
+        found = alarm.look(self._series(recent), looks=self.looks)
         return [] if found is None else [found]
 
     def state_dict(self) -> dict[str, Any]:

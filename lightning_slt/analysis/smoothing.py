@@ -33,10 +33,19 @@ class Errors(NamedTuple):
     shared: Tensor
     scatter: float = 0.0
 
-    def of(self, weights: Tensor) -> Tensor:
-        """Standard errors of ``weights @ y``: ``[..., point]`` to ``[...]``."""
+    def of(self, weights: Tensor, points: Tensor | None = None) -> Tensor:
+        """Standard errors of ``weights @ y``: ``[..., point]`` to ``[...]``.
+
+        Args:
+            weights: Of all points, or of some.
+            points: Indices of those ``[..., point]``: sums of few points need no row of all of them.
+        """
         squares = weights.square()
-        known = squares @ self.own + (weights @ self.shared).square().sum(-1)
+        if points is None:
+            known = squares @ self.own + (weights @ self.shared).square().sum(-1)
+        else:
+            common = (weights[..., None] * self.shared[points]).sum(-2)
+            known = (squares * self.own[points]).sum(-1) + common.square().sum(-1)
         return torch.maximum(known, self.scatter * squares.sum(-1)).sqrt()
 
     def of_differences(self, weights: Tensor) -> Tensor:
@@ -173,9 +182,8 @@ def scatter(x: Tensor, y: Tensor, known: Errors) -> float:
     if len(x) < 4:
         return 0.0
     a = (x[2:] - x[1:-1]) / (x[2:] - x[:-2])
-    weights = torch.zeros(len(a), len(x), dtype=y.dtype)
-    rows = torch.arange(len(a))
-    weights[rows, rows], weights[rows, rows + 1], weights[rows, rows + 2] = -a, 1.0, a - 1
-    squares, own, c = (weights @ y).square(), known.of(weights).square(), weights.square().sum(1)
+    weights = torch.stack([-a, torch.ones_like(a), a - 1], 1)  # of each point and its neighbours; of all others none
+    near = torch.arange(len(a))[:, None] + torch.arange(3)
+    squares, own, c = (weights * y[near]).sum(1).square(), known.of(weights, near).square(), weights.square().sum(1)
     tau2 = (squares / MEDIAN_CHI2 - own) / c
     return max(0.0, float(tau2.quantile(0.5)))

@@ -186,7 +186,7 @@ class StageMonitor(Callback):
         mine = [tag for tag in self.quantities if owners[tag] == reading.name]
         for quantity in mine:
             self._take(trainer, quantity, reading)
-        if mine and reading.revises is None:
+        if self.adaptive and mine and reading.revises is None:  # a fit to all readings so far
             moving = any(self._followers[tag].moving(z=self.z) for tag in mine)
             self._paces.setdefault(reading.name, Pace()).heard(reading.global_step, moving=moving)
 
