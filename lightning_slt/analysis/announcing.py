@@ -19,7 +19,6 @@ from torch import Tensor
 from lightning_slt.analysis.stages import Boundary, Detector, Series
 from lightning_slt.types import student_t_cdf
 
-
 MANY = 500
 """Readings from which on boundaries are looked for at every second, third, … reading: a look costs as much as there are
 readings, and one more of n moves log t by 1/n at most."""
