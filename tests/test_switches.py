@@ -203,6 +203,14 @@ def test_a_last_reading_that_failed_has_no_value() -> None:
     assert found["slt/nbeta"] == 30
 
 
+def test_a_folder_that_cannot_be_made_is_told() -> None:
+    logger = TensorBoardLogger("logs", name="", version="")
+    Path("logs").mkdir()
+    Path("logs/slt_hparams").write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="settings and final values were not written for TensorBoard: .*slt_hparams"):
+        fit(few_draws(), logger=logger)
+
+
 def test_nothing_is_written_without_tensorboard(tmp_path: Path) -> None:
     seed_all(0)
     trainer_for(few_draws(), max_epochs=1, logger=MemoryLogger()).fit(Classifier(), loader_of(blobs()))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_slt.callbacks.listening import Listener
 from lightning_slt.reporting.hparams import write_hparams
@@ -37,7 +38,11 @@ def compare_endings(trainer: pl.Trainer, monitors: Mapping[str, Ended]) -> None:
         return
     shown = [end.values for end in monitors.values() if end.shown]
     means = {tag: value for values in shown for tag, value in values.items() if tag.endswith("/mean")}
-    write_hparams(trainer.loggers, settings, {**_losses(trainer, monitors), **means}, trainer.global_step)
+    values = {**_losses(trainer, monitors), **means}
+    try:
+        write_hparams(trainer.loggers, settings, values, trainer.global_step)
+    except OSError as error:
+        rank_zero_warn(f"settings and final values were not written for TensorBoard: {error}")
 
 
 def _losses(trainer: pl.Trainer, monitors: Mapping[str, Ended]) -> dict[str, float]:

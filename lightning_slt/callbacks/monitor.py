@@ -218,7 +218,7 @@ class SLTMonitor(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set what all monitors ended with against their settings, once."""
         monitors = _monitors(trainer)
-        if monitors[0] is self:
+        if monitors[:1] == [self]:
             compare_endings(trainer, {m.name: m.ended_with for m in monitors})
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -47,7 +47,7 @@ def write_hparams(
         for old in (run / FOLDER).glob("events.out.tfevents.*"):
             old.unlink()
         shown = {f"{name}/{key}": value for name, given in settings.items() for key, value in _chosen(given).items()}
-        _, start, end = hparams({**_flat(dict(logger.hparams)), **shown}, {})
+        _, start, end = hparams({**_flat(dict(logger.hparams)), **shown}, {})  # type: ignore[no-untyped-call]
         with SummaryWriter(str(run / FOLDER)) as writer:
             for tag, value in values.items():
                 writer.add_scalar(f"{FINAL}/{tag}", value, step)
