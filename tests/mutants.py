@@ -23,6 +23,7 @@ LAWS, TWINS, LIMITS = "test_samplers_laws.py", "test_samplers_twins.py", "test_s
 CHAINS, SWEEP, ABSOLUTE = "test_chains.py", "test_sweep.py", "test_absolute.py"
 RENEWAL, FINDER, PROBES = "test_renewal.py", "test_finder.py", "test_probes.py"
 BUDGET, WATCHERS, ADVICE = "test_budget.py", "test_watchers.py", "test_advice.py"
+FAULTS, FAULTS_LIVE, UNTRUSTED = "test_faults.py", "test_faults_live.py", "test_untrusted.py"
 
 MUTANTS = [
     ("noise √(ε/2)", "samplers/sgld.py", "math.sqrt(eps * ", "math.sqrt(eps / 2 * ", "test_sgld.py"),
@@ -191,7 +192,7 @@ MUTANTS = [
     (
         "settings of another run kept",
         "callbacks/monitor.py",
-        "self._restored if trainer.global_step else {}",
+        "self._left.get(id(trainer), {}) if trainer.global_step else {}",
         "self._restored",
         "test_resume.py",
     ),
@@ -205,14 +206,14 @@ MUTANTS = [
     ("NaN in callback_metrics", "callbacks/journal.py", "if math.isfinite(value) or", "if True or", "test_logging.py"),
     (
         "superseded readings kept",
-        "records.py",
-        "[r for r in readings if r.index < reading.index]",
-        "readings",
+        "records/loading.py",
+        "while readings and readings[-1].index >= reading.index:",
+        "while False:",
         "test_resume.py",
     ),
     (
         "files outside the records",
-        "records.py",
+        "records/loading.py",
         "if not path.is_relative_to(folder.resolve()):",
         "if False:",
         "test_records.py",
@@ -237,6 +238,76 @@ MUTANTS = [
         "self.peers.from_first(self._overhead())",
         "self._overhead()",
         "test_ddp.py",
+    ),
+    ("half a line stays", "files.py", "                file.truncate(size)", "                pass", FAULTS),
+    ("a half line spoils the next", "files.py", 'else b"\\n") + text', 'else b"") + text', FAULTS),
+    ("two runs in one file", "records/writing.py", "path.touch(exist_ok=False)", "path.touch()", FAULTS),
+    (
+        "broken arrays cost the numbers",
+        "records/loading.py",
+        "except _BROKEN_FILE as error:\n                    no",
+        "except ZeroDivisionError as error:\n                    no",
+        FAULTS,
+    ),
+    (
+        "order by a clock set back",
+        "records/loading.py",
+        "zip(accumulate((r.time for r in readings), max)",
+        "zip((r.time for r in readings)",
+        FAULTS,
+    ),
+    ("told at every reading", "callbacks/complaints.py", "if kind not in self._told:", "if True:", FAULTS_LIVE),
+    (
+        "signals in the middle of a reading",
+        "callbacks/interruptions.py",
+        "if callable(signal.getsignal(n))",
+        "if False",
+        FAULTS_LIVE,
+    ),
+    (
+        "a reading that goes on after SIGTERM",
+        "callbacks/interruptions.py",
+        "if self.waiting and processes == 1:",
+        "if False:",
+        FAULTS_LIVE,
+    ),
+    (
+        "a reading begins after SIGTERM",
+        "callbacks/live.py",
+        'getattr(self.trainer, "received_sigterm", False)',
+        "False",
+        FAULTS_LIVE,
+    ),
+    (
+        "a broken reading counts as made",
+        "callbacks/agenda.py",
+        "if not made:  # before",
+        "if False:  # before",
+        FAULTS_LIVE,
+    ),
+    (
+        "settings of the other Trainer",
+        "callbacks/monitor.py",
+        "self._left.get(id(trainer), {})",
+        "self._restored",
+        FAULTS_LIVE,
+    ),
+    (
+        "one monitor in two Trainers",
+        "callbacks/checks.py",
+        "at_work is not None and at_work is not trainer",
+        "False",
+        FAULTS_LIVE,
+    ),
+    ("a clock that goes back", "callbacks/budget.py", "self._lost += max(0.0, self._last - now)", "pass", FAULTS_LIVE),
+    ("any class from a state", "callbacks/resume.py", 'if state["sampler"] not in kinds:', "if False:", UNTRUSTED),
+    ("checkpoints that claim too much", "weights.py", "EOFError, MemoryError,", "EOFError,", UNTRUSTED),
+    (
+        "a look at every reading",
+        "analysis/announcing.py",
+        "(1 + len(self.rows) // MANY) == 0",
+        "1 == 0",
+        "test_stages.py",
     ),
     ("random numbers recorded", "tracing.py", "_draws(node) or ", "", "test_tracing.py"),
     ("writing to the weights recorded", "tracing.py", " or _writes_outside(node)", "", "test_tracing.py"),
@@ -409,7 +480,7 @@ MUTANTS = [
     ("earlier readings stay", "callbacks/live.py", "for kept in readings:", "for kept in readings[:0]:", RENEWAL),
     (
         "replaced readings are loaded",
-        "records.py",
+        "records/loading.py",
         "return readings if revised else",
         "return readings if True else",
         RENEWAL,

@@ -347,7 +347,7 @@ MUTANTS = [
     ("missing counts are zero", "store.py", 'if kind.kind in "iu" and not whole:', "if False:", STORE),
     (
         "arrays without names of axes",
-        "records.py",
+        "records/writing.py",
         '"axes": {name: names for name, names in axes.items() if name in tensors},',
         '"axes": {},',
         FILES,

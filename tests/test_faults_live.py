@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import FEW, Classifier, MemoryLogger, blob_loader, few_draws, footprint, seed_all, trainer_for
+from models import FEW, Classifier, MemoryLogger, blob_loader, blobs, few_draws, footprint, seed_all, trainer_for
 
 import lightning_slt as slt
 from lightning_slt.callbacks.interruptions import Interruptions
@@ -77,13 +77,6 @@ class Hears(pl.Callback):
             raise KeyError("nobody listens")
 
 
-class BadEstimator(slt.LLC):
-    """Fails at the last of its steps."""
-
-    def finish(self, *args: Any, **options: Any) -> Any:
-        raise ZeroDivisionError("an estimator of one's own")
-
-
 EVERY_STEP = {"every_n_train_steps": 1}
 
 FAULTS = {
@@ -113,6 +106,91 @@ def test_a_fault_at_every_reading_is_told_once(name: str) -> None:
         some = [r.estimates["full"]["llc"] for r, gone in zip(broken, dead, strict=True) if len(gone) == 1]
         assert some
         assert all(e.mean == e.per_chain[e.per_chain.isfinite()].item() for e in some)
+
+
+def test_an_estimator_that_raises_in_the_middle_of_a_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a draw of its own: chains have moved by then, and the other estimators have taken draws in."""
+    plain, start = footprint(Classifier, blob_loader), slt.LLC.start
+
+    def broken(estimator: slt.LLC, run: Any) -> Any:
+        accumulator = start(estimator, run)
+        takes, draws = accumulator.update, []
+
+        def update(draw: Any) -> None:
+            draws.append(draw)
+            if len(draws) == 3:
+                raise ZeroDivisionError("an estimator of one's own")
+            takes(draw)
+
+        if estimator.name == "broken":
+            accumulator.update = update
+        return accumulator
+
+    def make(**options: Any) -> slt.SLTMonitor:
+        return slt.SLTMonitor([slt.LLC(), slt.LLC(name="broken")], sampling=FEW, **EVERY_STEP, **options)
+
+    class Breaks(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 2:
+                monkeypatch.setattr(slt.LLC, "start", broken)
+
+    with warned() as texts:
+        watched = footprint(Classifier, blob_loader, [make(), Breaks()])
+    assert plain.differences(watched) == []
+    (text,) = texts
+    assert text.startswith("slt: the reading at step 3 failed: ZeroDivisionError: an estimator of one's own (told once")
+    assert [r.failure is None for r in slt.load_records(".")] == [True] * 3 + [False] * 6
+    with pytest.raises(ZeroDivisionError, match="an estimator of one's own"):
+        trainer_for(make(on_failure="raise"), max_epochs=1).fit(Classifier(), blob_loader())
+
+
+class Broken(torch.utils.data.Dataset[Any]):
+    """Raises at its sixth sample."""
+
+    def __init__(self) -> None:
+        self.inner = blobs()
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 5:
+            raise OSError("the file server is down")
+        return self.inner[index]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: slt.LossKernelMonitor(probe=Broken(), sampling=FEW, loss_fn=slt.losses.classification),
+        lambda: few_draws(data=Broken()),
+        lambda: few_draws(data=torch.utils.data.DataLoader(Broken(), batch_size=4)),
+    ],
+    ids=["probe", "data", "loader"],
+)
+def test_data_that_raise_are_met_before_the_first_step(make: Callable[[], pl.Callback]) -> None:
+    """The user's own error, and the module as it was; training alone goes on to work."""
+    module = Classifier()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(OSError, match="the file server is down"):
+        trainer_for(make(), max_epochs=1).fit(module, blob_loader())
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert module.training
+    trainer_for(max_epochs=1).fit(module, blob_loader())
+
+
+def test_chains_that_diverge_are_never_a_number() -> None:
+    """A step a thousand times too long: NaN for the loggers, training as without, told once."""
+    monitor = few_draws(sampler=slt.SGLD(step_size=1e3), nbeta=30.0, localization=1.0, **EVERY_STEP)
+    plain = footprint(Classifier, blob_loader)
+    with warned() as texts:
+        watched = footprint(Classifier, blob_loader, [monitor])
+    assert plain.differences(watched) == []
+    assert texts == []  # what cannot be relied on is told as such, once for each check
+    means = [row["slt/full/llc/mean"] for _, row in watched.monitor_rows]
+    assert len(means) == 9
+    assert all(math.isnan(mean) for mean in means)
+    assert all(row["slt/full/llc/ok"] == 0 for _, row in watched.monitor_rows)
 
 
 def test_another_fault_is_told_again() -> None:
