@@ -388,10 +388,10 @@ def test_control_c_in_a_reading_ends_training_at_the_trained_weights() -> None:
     module = Stops()
     modes = {name: part.training for name, part in module.named_modules()}
     saving = ModelCheckpoint("saved", save_on_exception=True)
-    interrupt = signal.getsignal(signal.SIGINT)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
     with pytest.raises(SystemExit):
         trainer_for(few_draws(), saving, max_epochs=2).fit(module, blob_loader())
-    signal.signal(signal.SIGINT, interrupt)  # Lightning ignores further ones
+    signal.signal(signal.SIGINT, interrupt)  # Lightning ignores further ones from here on
     assert all(torch.equal(plain.weights[name], value) for name, value in module.state_dict().items())
     assert {name: part.training for name, part in module.named_modules()} == modes
     assert not any("log" in part.__dict__ for part in module.modules())
