@@ -63,7 +63,9 @@ def thaw(state: Mapping[str, Any] | None, reader: Reader) -> Settings | None:
 
 def _sampler(state: Mapping[str, Any]) -> samplers.Sampler:
     """One of ours by its name, and nothing else that a file may name."""
-    kinds = {name: kind for name, kind in vars(samplers).items() if _is_sampler(kind)}
+    kinds: dict[str, type[samplers.Sampler]] = {
+        name: kind for name, kind in vars(samplers).items() if _is_sampler(kind)
+    }
     if state["sampler"] not in kinds:
         known = ", ".join(kinds)
         raise ValueError(f"the saved state names a sampler {state['sampler']!r}; expected one of {known}")
