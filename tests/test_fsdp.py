@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import socket
@@ -452,8 +453,11 @@ def accumulate(rank: int) -> None:
         if read:
             with torch.no_grad():
                 net(x)  # as a validation does, which leaves the outermost part gathered
+            gathered = [(type(p), p.shape) for p in net.parameters()]
             results = slt.estimate(net, blobs(16), [slt.LLC()], loss_fn=classification, sampling=FEW)
             assert bool(results["llc"].per_chain.isfinite().all())
+            assert [(type(p), p.shape) for p in net.parameters()] == gathered
+            assert nn.Parameter in [kind for kind, _ in gathered]
         net.set_requires_gradient_sync(True)
         nn.functional.cross_entropy(net(x), y).backward()
         rest(net)
@@ -464,6 +468,37 @@ def accumulate(rank: int) -> None:
 
 def test_gradients_that_wait_to_be_reduced_survive() -> None:
     in_processes(accumulate)
+
+
+def fails_the_second_time(net: Any, batch: Any) -> Tensor:
+    classification(net, batch)
+    net[1].armed = True
+    return classification(net, batch)
+
+
+def refuse_and_go_on(rank: int) -> None:
+    """A pass that user code breaks off on all processes, as for a batch of a size that it does not take."""
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    torch.manual_seed(0)
+    whole = uneven_net()
+    whole[1] = Trip()
+    net = shard(copy.deepcopy(whole), init_device_mesh("cpu", (2,)))
+    batch = blobs(8).tensors
+    with isolated(net, seed=0):
+        loss = ModuleLoss(net, classification)
+        for shift, refusing in ((0.0, loss), (0.5, loss.with_loss(fails_the_second_time))):
+            net[1].armed = refusing is loss
+            with pytest.raises(ArithmeticError):
+                refusing(loss.weights, batch)
+            net[1].armed = False
+            moved = {name: w + shift for name, w in loss.weights.items()}
+            expected = torch.func.functional_call(whole, {n: p + shift for n, p in whole.named_parameters()}, batch[:1])
+            losses = nn.functional.cross_entropy(expected, batch[1], reduction="none")
+            torch.testing.assert_close(loss(moved, batch), losses)
+
+
+def test_a_pass_that_was_broken_off_leaves_nothing() -> None:
+    in_processes(refuse_and_go_on)
 
 
 class Pinned(pl.LightningModule):
