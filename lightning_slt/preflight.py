@@ -203,7 +203,7 @@ def anchor_losses(
 def _why_ignored(component: str, posterior: LocalPosterior) -> str:
     if component == FULL:
         return (
-            "Sharded modules and losses on copies of the network do that; write loss_fn(module, batch) so that it runs "
+            "Losses on copies of the network do that; write loss_fn(module, batch) so that it runs "
             "the module that it gets"
         )
     named = ", ".join(list(posterior.anchor)[:3])

@@ -31,6 +31,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import lightning_slt as slt
 from lightning_slt import sampling
+from lightning_slt.calibration.curvature import curvature_at
 from lightning_slt.callbacks.checks import check_shards
 from lightning_slt.components import Component, resolve_components
 from lightning_slt.data import load_data
@@ -260,11 +261,19 @@ def walks(net: nn.Module) -> dict[str, Any]:
                 shards=loss.shards,
             )
             assert posterior.dimension == total
+            found[f"{where}/curvature"] = curvature_of(posterior, data)
             for name, sampler in SAMPLERS.items():
-                if where == "full" or name == "sgld":
+                if where != "checkered" or name == "sgld":
                     draws = list(map(written, slt.sample(posterior, sampler, data, WALK)))
                     found[f"{where}/{name}"] = {"index": index, "total": total, "draws": draws}
     return found
+
+
+def curvature_of(posterior: LocalPosterior, data: Any) -> float:
+    """λ_max over all samples from a random direction, after so many iterations that the direction does not count."""
+    row, g = posterior.anchor_row, generator(posterior.shards.own_seed(1), "direction")
+    start = torch.randn(row.shape, generator=g, dtype=row.dtype)
+    return float(curvature_at(posterior, row, [data.chain_batch(torch.arange(16))], WALK, start, iterations=40)[0])
 
 
 WALK = slt.SamplingConfig(num_chains=2, num_draws=4, num_burnin=1, thinning=1, batch_size=8, chain_method="sequential")
@@ -312,7 +321,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Mapping[str, Any],
     return walks(double_net()), [torch.load(folder / f"walks{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("walk", [*(f"full/{name}" for name in SAMPLERS), "checkered/sgld", "first/sgld"])
+@pytest.mark.parametrize("walk", [f"{where}/{s}" for where in ("full", "first") for s in SAMPLERS] + ["checkered/sgld"])
 def test_shards_move_as_the_whole_does(walked: Any, walk: str) -> None:
     """With the same noise positions, losses and what is measured of the motion are those of a single process."""
     whole, ranks = walked[0][walk], [rank[walk] for rank in walked[1]]
@@ -331,6 +340,13 @@ def test_shards_move_as_the_whole_does(walked: Any, walk: str) -> None:
             torch.testing.assert_close(draw["motion"], expected["motion"], rtol=1e-9, atol=1e-10)
     assert len(whole["draws"]) == 4
     assert any(draw["motion"] for draw in whole["draws"])
+
+
+@pytest.mark.parametrize("where", ["full", "checkered", "first"])
+def test_curvature_is_that_of_the_whole(walked: Any, where: str) -> None:
+    """From other directions, and also where a process holds nothing that moves."""
+    whole, *ranks = (found[f"{where}/curvature"] for found in (walked[0], *walked[1]))
+    assert ranks[0] == ranks[1] == pytest.approx(whole, rel=1e-3)
 
 
 def test_noise_of_shards_is_independent() -> None:
@@ -631,3 +647,20 @@ def kernel_of_means() -> slt.LossKernel:
 
 def test_what_cannot_be_sampled_is_refused() -> None:
     in_processes(refused)
+
+
+def walk_replicated(rank: int) -> None:
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    torch.save(walks(shard(double_net(), mesh)), f"walks{rank}.pt")
+
+
+@pytest.mark.slow
+def test_replicas_of_shards() -> None:
+    """Two copies of the shards (HSDP): each pair of processes moves as the whole does."""
+    in_processes(walk_replicated, count=4)
+    ranks = [torch.load(f"walks{rank}.pt") for rank in range(4)]
+    whole = walks(double_net())
+    for pair in (ranks[:2], ranks[2:]):
+        for name in SAMPLERS:
+            test_shards_move_as_the_whole_does((whole, pair), f"full/{name}")

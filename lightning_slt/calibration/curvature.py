@@ -112,7 +112,7 @@ def curvature_at(
     """
     slopes = _one_side_after_another if sampling.chain_method == "sequential" else _both_sides_together
     vector = start
-    value = width = torch.ones_like(position[:, 0])
+    value = width = position.new_ones(len(position))
     for _ in range(iterations):
         vector = vector / posterior.shards.norm(vector)[:, None]
         delta = _reach(posterior, width)[:, None]

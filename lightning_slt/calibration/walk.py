@@ -102,7 +102,8 @@ class Walk:
             ensemble.draws(look)
             apart.append(ensemble.gradient().rows - mean)
         scatter = self.posterior.nbeta * torch.cat(apart).double()
-        return float(torch.linalg.eigvalsh(scatter @ scatter.T / len(scatter))[-1])
+        products = self.posterior.shards.add(scatter @ scatter.T)
+        return float(torch.linalg.eigvalsh(products / len(scatter))[-1])
 
     def curvature(self, position: Tensor, *, iterations: int = 8) -> float:
         """Λ over some places; infinite where a chain is lost."""
@@ -133,7 +134,7 @@ class Walk:
 
     def _normals(self, purpose: str) -> Tensor:
         row = self.posterior.anchor_row
-        g = generator(self.config.seed, purpose)
+        g = generator(self.posterior.shards.own_seed(self.config.seed), purpose)
         return torch.randn(self.config.num_chains, row.shape[1], generator=g, dtype=row.dtype).to(row.device)
 
 

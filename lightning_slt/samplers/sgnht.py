@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation, LocalPosterior
@@ -56,7 +55,7 @@ class SGNHT(Sampler):
         return {
             "position": position,
             "momentum": noise.normals() * math.sqrt(eta * self.temperature),
-            "thermostat": torch.full_like(position[:, :1], self.diffusion),
+            "thermostat": position.new_full((len(position), 1), self.diffusion),
         }
 
     def step(self, state: State, here: Evaluation, noise: Noise) -> State:
