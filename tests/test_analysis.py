@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import lightning_slt as slt
 from lightning_slt.callbacks.history import History
 from lightning_slt.cli import main, read_config
 from lightning_slt.losses import classification, next_token
+from lightning_slt.running import make_reading
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -289,6 +292,37 @@ def test_settings_of_the_run_come_from_its_last_checkpoint_whichever_are_chosen(
     torch.save(last, "saved/last.ckpt")
     readings = analyzed(monitor(sampler=None, nbeta=None, localization=None), steps="0:10")
     assert [r.settings["localization"] for r in readings] == [44.0, 44.0]
+
+
+def test_the_time_that_is_left_is_told_after_the_first_checkpoint(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(0, 10, 20)
+    monkeypatch.setattr("lightning_slt.callbacks.live.WORTH_TELLING", 0.0)
+    monkeypatch.setattr("lightning_slt.callbacks.analysis.WORTH_TELLING", 0.0)
+    analyzed()
+    assert re.search(r"a checkpoint took [\d.e-]+ s; the other 2 will take about [\d.e-]+ s", caplog.text)
+    assert "max_overhead" not in caplog.text  # there is no training time to hold readings against
+
+
+def test_a_reading_that_a_handled_signal_breaks_off_is_left_for_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    save(0, 10, 20)
+    came: list[int] = []
+    calls = iter(range(10))
+
+    def signalled(*given: Any, **options: Any) -> Any:
+        if next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return make_reading(*given, **options)
+
+    monkeypatch.setattr("lightning_slt.reading.make_reading", signalled)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
+    try:
+        assert list(means(analyzed())) == [0, 20]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(came) == 1
+    assert list(means(analyzed())) == [0, 10, 20]
 
 
 def test_a_second_run_into_the_same_folder_waits_for_nobody() -> None:

@@ -180,7 +180,8 @@ class Analysis:
             replay.goes_to(checkpoint)
             self._visit(replay, first=not visited)
             visited += 1
-            ledger.steps.append(checkpoint.step)
+            if self._was_read(checkpoint):
+                ledger.steps.append(checkpoint.step)
             ledger.spent += (processes if visited > 1 else 1) * (time.perf_counter() - began)
             began = time.perf_counter()
             ledger.save(self.callbacks, waiting=self._waiting())
@@ -249,6 +250,11 @@ class Analysis:
 
     def _readers(self) -> Mapping[str, Reader]:
         return {monitor.name: monitor._live.reader for monitor in self.monitors if monitor._live is not None}
+
+    def _was_read(self, checkpoint: Checkpoint) -> bool:
+        """By all monitors: a signal that is handled breaks a reading off, which the next run makes then."""
+        agendas = [monitor._agenda for monitor in self.monitors]
+        return all(agenda is not None and agenda.last_step == checkpoint.step for agenda in agendas)
 
     def _waiting(self) -> list[int]:
         """Steps that monitors have put off until the next reading shows whether settings must be renewed."""
