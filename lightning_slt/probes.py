@@ -98,7 +98,7 @@ def distinct(probes: Sequence[Probe]) -> dict[str, Probe]:
     for probe in probes:
         if not known.setdefault(probe.name, probe).same_as(probe):
             raise ValueError(
-                f"two probes are called {probe.name!r} and differ in data, num_samples, batch_size or loss_fn; give one of them "
-                "another name: Probe(data, name='other')"
+                f"two probes are called {probe.name!r} and differ in data, num_samples, batch_size or loss_fn; "
+                "give one of them another name: Probe(data, name='other')"
             )
     return known
