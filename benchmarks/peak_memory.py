@@ -1,6 +1,6 @@
 """Peak memory of a reading, over that of training itself, each case in a process of its own.
 
-    python -m benchmarks.peak_memory                       # a transformer of 38 million weights, Adam
+    python -m benchmarks.peak_memory                       # a transformer of 19 million weights, Adam
     python -m benchmarks.peak_memory --width 1024 --layers 8 --cases one-chain
     python -m benchmarks.peak_memory --device cuda --precision bf16-mixed
 
@@ -48,14 +48,17 @@ class Language(pl.LightningModule):
         self.read = nn.Linear(width, VOCABULARY)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the next token."""
         mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=tokens.device)
         return self.read(self.body(self.embed(tokens), mask=mask, is_causal=True))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Mean cross-entropy."""
         (tokens,) = batch
         return nn.functional.cross_entropy(self(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, with two states a weight."""
         return torch.optim.Adam(self.parameters(), lr=1e-4)
 
 
@@ -66,9 +69,11 @@ class Peaks(pl.Callback):
         self.memory, self.training, self.reading = memory, 0, 0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        self.memory.forget()  # what was checked before the first step
+        """Forget what was checked before the first step."""
+        self.memory.forget()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Note how high it went; the monitor comes before this callback."""
         grown = self.memory.growth()
         if trainer.global_step < STEPS:
             self.training = max(self.training, grown)
@@ -91,11 +96,11 @@ def measure(options: argparse.Namespace, case: str) -> dict[str, Any]:
     module = Language(options.width, options.layers)
     count = sum(p.numel() for p in module.parameters())
     trainer = pl.Trainer(
-        max_steps=STEPS, accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, logger=False,
+        max_steps=STEPS, max_epochs=-1, accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, logger=False,
         precision=options.precision, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[monitor, peaks], default_root_dir=options.out,
     )  # fmt: skip
-    tokens = torch.randint(0, VOCABULARY, (BATCH * STEPS, LENGTH))
+    tokens = torch.randint(0, VOCABULARY, (BATCH, LENGTH))
     trainer.fit(module, DataLoader(TensorDataset(tokens), batch_size=BATCH))
     weights, kept = 4 * count, 16 * count  # float32 weights, gradients and two states of Adam
     return {
@@ -112,8 +117,8 @@ def measure(options: argparse.Namespace, case: str) -> dict[str, Any]:
 def main() -> None:
     """Run every case and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--project", type=int, default=10**9, help="weights of the network to project to")
