@@ -203,6 +203,42 @@ def test_only_what_is_new_is_read(runs: Path, client: Client) -> None:
     ]
 
 
+def test_a_timeline_of_many_readings_comes_in_parts(
+    runs: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last reading at once, then others evenly spread; it says how many wait, and in the end nothing differs."""
+    writer = write(runs, *(at(index, {"llc": llc(index, index + 1.0)}) for index in range(8)))
+    write(runs, at(0, {"llc": llc(1.0, 2.0)}), name="other")
+    monkeypatch.setattr("lightning_slt.tab.plugin.PATIENCE", 0.0)  # one line of each file
+    shown = []
+    for _ in range(8):
+        found = asked(client, "timeline", run=".")
+        shown.append((found["waiting"], next(m for m in found["monitors"] if m["name"] == "slt")["index"]))
+    assert [waiting for waiting, _ in shown] == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert [index for _, index in shown[:4]] == [[7], [3, 7], [3, 5, 7], [1, 3, 5, 7]]
+    writer.write(at(8, {"llc": llc(1.0, 2.0)}))
+    assert asked(client, "timeline", run=".")["waiting"] == 0
+    whole = Client(Tab({str(runs): ""}))
+    monkeypatch.setattr("lightning_slt.tab.plugin.PATIENCE", math.inf)
+    assert asked(whole, "timeline", run=".") == asked(client, "timeline", run=".")
+
+
+def test_a_reading_that_waits_is_found(runs: Path, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a later line makes it again: what is asked for is what stands."""
+    writer = write(runs, *(at(index, {"llc": llc(index, index + 1.0)}) for index in range(8)))
+    monkeypatch.setattr("lightning_slt.tab.plugin.PATIENCE", 0.0)
+    asked(client, "timeline", run=".")
+    found = asked(client, "reading", run=".", monitor="slt", index=2)
+    assert found["estimates"][0]["mean"] == 2.5
+    assert asked(client, "timeline", run=".")["waiting"] == 0
+    again = Client(Tab({str(runs): ""}))
+    writer.write(at(4, {"llc": llc(7.0, 8.0)}))
+    for _ in range(9):
+        asked(again, "timeline", run=".")
+    assert asked(again, "timeline", run=".")["monitors"][0]["index"] == [0, 1, 2, 3, 4]
+    assert asked(again, "reading", run=".", monitor="slt", index=4)["estimates"][0]["mean"] == 7.5
+
+
 def test_stages_are_those_of_the_detector(runs: Path, client: Client) -> None:
     """A curve that rises, rests, and rises again has a boundary in the rest."""
     steps = [round(10 ** (0.1 * k)) for k in range(6, 46)]

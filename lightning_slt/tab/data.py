@@ -45,19 +45,21 @@ def timeline(run: str, records: RunRecords, *, stamp: int, messages: Sequence[st
         messages: What :meth:`RunRecords.refresh` said.
 
     Returns:
-        ``{"run", "stamp", "messages", "monitors", "events", "stages", "scalars"}``; positions of ``reasons`` are those
-        in the columns. ``chains`` stand beside the numbers of all weights.
+        ``{"run", "stamp", "waiting", "messages", "monitors", "events", "stages", "scalars"}``; positions of ``reasons``
+        are those in the columns. ``chains`` stand beside the numbers of all weights. ``waiting`` counts readings that
+        are there and were not read yet; stages are those of all of them.
     """
     events, complaints = _events(records)
     monitors = [_monitor(name, file) for name, file in records.files.items()]
     return {
         "run": run,
         "stamp": stamp,
+        "waiting": records.waiting,
         "messages": [*messages, *complaints],
         "monitors": monitors,
         "scalars": [],
         "events": events,
-        "stages": [stage for monitor in monitors for stage in _stages(monitor)],
+        "stages": [] if records.waiting else [stage for monitor in monitors for stage in _stages(monitor)],
     }
 
 

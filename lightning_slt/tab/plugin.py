@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,9 +32,11 @@ POINTS = 1000
 
 LOSS = re.compile("loss", re.IGNORECASE)
 
-
 KEPT = 64
 """Views that are kept until their run changes."""
+
+PATIENCE = 0.4
+"""Seconds that a timeline may take to read records; it says how many are left, and the page asks again."""
 
 
 class BadRequestError(ValueError):
@@ -81,8 +84,12 @@ class Library:
         self.look()
         return [data.summary(run, records) for run, records in self._records.items()]
 
-    def now(self, run: str) -> Now:
+    def now(self, run: str, *, seconds: float = math.inf) -> Now:
         """A run as it is now.
+
+        Args:
+            run: Its name.
+            seconds: How long reading what was added may take, about.
 
         Raises:
             LookupError: If there is no such run.
@@ -93,15 +100,17 @@ class Library:
             raise LookupError(f"no run called {run!r} keeps records here")
         records = self._records[run]
         stamp = records.stamp()  # before reading: what is added meanwhile changes the next one
-        return Now(records, stamp, records.refresh())
+        return Now(records, stamp, records.refresh(seconds=seconds))
 
-    def kept(self, make: Callable[[], View], stamp: int, *key: str) -> View:
+    def kept(self, make: Callable[[], View], now: Now, *key: str) -> View:
         """A view, made again only when the run's stamp has changed; the oldest ones are let go."""
-        if key not in self._kept or self._kept[key][0] != stamp:
+        if now.records.waiting:
+            return make()
+        if key not in self._kept or self._kept[key][0] != now.stamp:
             self._kept.pop(key, None)
             if len(self._kept) >= KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = (stamp, make())
+            self._kept[key] = (now.stamp, make())
         return self._kept[key][1]
 
 
@@ -137,7 +146,7 @@ class Tab:
         try:
             with self._lock:
                 if route == "array":
-                    now = self.library.now(_given(request, "run"))
+                    now = self.library.now(_given(request, "run"), seconds=0.0)
                     values = views.array(now.records, _place(request), _given(request, "name"))
                     shape = [("X-Shape", json.dumps(list(values.shape)))]
                     content = values.numpy().astype("<f4").tobytes()
@@ -153,11 +162,11 @@ class Tab:
         if route == "runs":
             return self.library.runs() or without_records(self.provider, request.environ)
         run = _given(request, "run")
-        now = self.library.now(run)
+        now = self.library.now(run, seconds=PATIENCE if route == "timeline" else 0.0)
         if route == "timeline":
             return self.timeline(run, now, scalars=partial(losses, self.provider, request.environ))
         if route == "trajectory":
-            return self.library.kept(lambda: views.trajectory(now.records), now.stamp, route, run)
+            return self.library.kept(lambda: views.trajectory(now.records), now, route, run)
         if route == "reading":
             return data.reading(now.records, _given(request, "monitor"), _whole(request, "index"))
         if route == "influence":
@@ -166,7 +175,7 @@ class Tab:
         if make is None:
             raise LookupError(f"there is no route data/{route}")
         place = _place(request)
-        return self.library.kept(lambda: make(now.records, place), now.stamp, route, run, *map(str, place))
+        return self.library.kept(lambda: make(now.records, place), now, route, run, *map(str, place))
 
     def timeline(self, run: str, now: Now, *, scalars: Callable[[str, Sequence[str]], list[View]]) -> View:
         """The timeline of a run, with the losses that training has logged.
@@ -177,7 +186,7 @@ class Tab:
             scalars: ``scalars(run, monitors)``, such as :func:`losses` of a provider.
         """
         make = partial(data.timeline, run, now.records, stamp=now.stamp, messages=now.messages)
-        found = self.library.kept(make, now.stamp, "timeline", run)
+        found = self.library.kept(make, now, "timeline", run)
         return {**found, "scalars": scalars(run, list(now.records.files))}
 
 

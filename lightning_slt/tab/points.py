@@ -45,6 +45,8 @@ def number(value: Any, *, digits: int | None = None) -> float | None:
 
 def short(value: Any) -> float | None:
     """A number to the digits of a timeline."""
+    if type(value) is float and -math.inf < value < math.inf:  # as nearly all are, and there are a million of them
+        return float("%.6g" % value)  # noqa: UP031  # twice as fast as format
     return number(value, digits=DIGITS)
 
 
@@ -60,8 +62,9 @@ def points_of(estimate: Mapping[str, Any], *, exact: bool, chains: bool) -> Iter
         Name of the number, and the number.
     """
     health = estimate["health"]
-    ok, stability = bool(health["ok"]), number(health["values"].get("step_size"))
-    diverges = not exact and "step_size" in health["failed"] and stability is not None and stability >= DIVERGES
+    ok = bool(health["ok"])
+    stability = number(health["values"].get("step_size")) if "step_size" in health["failed"] else None
+    diverges = not exact and stability is not None and stability >= DIVERGES
     reason = None if ok else reasons(health)
     if "kind" in estimate:
         for name, value in estimate["numbers"].items():

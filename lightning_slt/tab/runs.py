@@ -1,17 +1,20 @@
 """Runs below a log folder, and their records read line by line as they grow.
 
 A reading is kept as the few numbers that a timeline draws; whatever else its line holds is read again when it is asked
-for. Every line is parsed once, however often it is asked for; a file that was replaced is read anew.
+for. Every line is parsed once, however often it is asked for; a file that was replaced is read anew. Of many new lines
+the last one is taken first, then every so many, evenly spread, so that a part of them already shows the whole run.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning_slt import samplers
 from lightning_slt.components import FULL
@@ -66,40 +69,61 @@ class RecordFile:
         path: The file.
         rows: Its readings, those left out that a later one replaces or makes again.
         messages: What is wrong with it, in words.
+        waiting: Lines that are there and not read yet.
     """
 
     path: Path
     rows: list[Row] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
-    _read: int = 0
-    _lines: int = 0
+    waiting: list[int] = field(default_factory=list)
+    _size: int = 0
     _identity: tuple[int, int] = (0, 0)
-    _all: list[Row] = field(default_factory=list)
-    _broken: list[str] = field(default_factory=list)
+    _places: list[tuple[int, int]] = field(default_factory=list)
+    _taken: dict[int, Row | str] = field(default_factory=dict)
 
-    def refresh(self) -> None:
+    def refresh(self, *, until: float = math.inf) -> None:
         """Take in what was added since.
+
+        Args:
+            until: When to stop, on :func:`time.monotonic`'s clock, after one line at least; the others keep waiting.
 
         Raises:
             OSError: If the file has gone, or cannot be read.
         """
         with self.path.open("rb") as file:
             status = os.fstat(file.fileno())
-            if (status.st_dev, status.st_ino) != self._identity or status.st_size < self._read:
+            if (status.st_dev, status.st_ino) != self._identity or status.st_size < self._size:
                 self._identity = status.st_dev, status.st_ino
-                self._read, self._lines, self._all, self._broken = 0, 0, [], []
-            file.seek(self._read)
-            rest = file.read()
-        whole, end, unfinished = rest.rpartition(b"\n")
-        for line in whole.split(b"\n") if end else ():
-            self._lines += 1
-            self._take(line)
-            self._read += len(line) + 1
-        self.messages = list(self._broken)
+                self._size, self._places, self._taken, self.waiting = 0, [], {}, []
+            unfinished = self._find(file)
+            while self.waiting:
+                line = self.waiting.pop()
+                start, length = self._places[line]
+                file.seek(start)
+                if content := file.read(length).strip():
+                    self._taken[line] = self._parsed(line, content)
+                if time.monotonic() >= until:
+                    break
+        taken = [self._taken[line] for line in sorted(self._taken)]
+        self.messages = [told for told in taken if isinstance(told, str)]
         if unfinished:
             self.messages.append(f"{self.path.name}: the last line is unfinished")
-        replaced = {row.revises for row in self._all}
-        self.rows = [row for row in self._all if row.index not in replaced]
+        self.rows = _standing(row for row in taken if isinstance(row, Row))
+
+    def _find(self, file: BinaryIO) -> bool:
+        """Note where new lines are, and in which order to read them; whether the last one is unfinished."""
+        file.seek(self._size)
+        before, line = len(self._places), b""
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            self._places.append((self._size, len(line)))
+            self._size += len(line)
+        if new := range(before, len(self._places)):
+            back = {number: new[-1] - number for number in (*self.waiting, *new)}
+            # Taken from the end: the last line, then those whose distance from it has the most factors of 2.
+            self.waiting = sorted(back, key=lambda number: (back[number] & -back[number]) or math.inf)
+        return bool(line) and not line.endswith(b"\n")
 
     def line(self, index: int) -> dict[str, Any]:
         """All that a reading left.
@@ -110,6 +134,9 @@ class RecordFile:
             ValueError: If it was changed since.
         """
         row = next((row for row in self.rows if row.index == index), None)
+        if row is None and self.waiting:
+            self.refresh()
+            row = next((row for row in self.rows if row.index == index), None)
         if row is None:
             raise LookupError(f"no reading {index} in {self.path.name}")
         with self.path.open("rb") as file:
@@ -119,18 +146,23 @@ class RecordFile:
             raise ValueError(f"{self.path.name} was changed since it was read; reload")
         return found
 
-    def _take(self, line: bytes) -> None:
-        """A run that was resumed from an earlier step makes readings again: the later ones stand."""
-        if not line.strip():
-            return
+    def _parsed(self, line: int, content: bytes) -> Row | str:
+        """A line's reading, or what is wrong with it."""
         try:
-            row = _row(json.loads(line), self._read, len(line))
+            return _row(json.loads(content), *self._places[line])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            self._broken.append(f"{self.path.name}, line {self._lines}, is no reading and is left out ({error!r})")
-            return
-        while self._all and self._all[-1].index >= row.index:
-            self._all.pop()
-        self._all.append(row)
+            return f"{self.path.name}, line {line + 1}, is no reading and is left out ({error!r})"
+
+
+def _standing(rows: Iterable[Row]) -> list[Row]:
+    """Readings that no later one replaces: a run that was resumed from an earlier step makes them again."""
+    made: list[Row] = []
+    for row in rows:
+        while made and made[-1].index >= row.index:
+            made.pop()
+        made.append(row)
+    replaced = {row.revises for row in made}
+    return [row for row in made if row.index not in replaced]
 
 
 class RunRecords:
@@ -146,19 +178,30 @@ class RunRecords:
         self.files: dict[str, RecordFile] = {}
         self._counted: dict[Path, tuple[int, int]] = {}
 
-    def refresh(self) -> list[str]:
-        """Take in what was added, and say what is wrong."""
+    def refresh(self, *, seconds: float = math.inf) -> list[str]:
+        """Take in what was added, and say what is wrong.
+
+        Args:
+            seconds: How long that may take, about; what is left then is :attr:`waiting`.
+        """
         self.files = {name: self.files.get(name, RecordFile(path)) for name, path in self._paths().items()}
         messages = []
-        for name, file in list(self.files.items()):
+        end = time.monotonic() + seconds
+        for place, (name, file) in enumerate(list(self.files.items())):
+            now, others = time.monotonic(), len(self.files) - place
             try:
-                file.refresh()
+                file.refresh(until=now + (end - now) / others)
             except OSError as error:
                 del self.files[name]
                 messages.append(f"{name}: {error.strerror or error}")
                 continue
             messages += file.messages
         return messages
+
+    @property
+    def waiting(self) -> int:
+        """Lines that are there and not read yet."""
+        return sum(len(file.waiting) for file in self.files.values())
 
     def monitors(self) -> list[str]:
         """Names of the monitors that have a file, one of a further run in the same folder as ``slt.1``."""
@@ -208,7 +251,7 @@ def _row(record: Mapping[str, Any], start: int, length: int) -> Row:
     losses = []
     for component, by_key in record["estimates"].items():
         for key, estimate in by_key.items():
-            losses.append(short(estimate["health"]["values"].get("anchor_loss")))
+            losses.append(estimate["health"]["values"].get("anchor_loss"))
             for name, point in points_of(estimate, exact=exact, chains=component == FULL):
                 points[component, key, name] = point
     return Row(
@@ -218,7 +261,7 @@ def _row(record: Mapping[str, Any], start: int, length: int) -> Row:
         overhead=short(record["overhead"]),
         failure=None if failure is None else str(failure),
         revises=None if revises is None else _whole(revises),
-        loss=next((loss for loss in losses if loss is not None), None),
+        loss=next((known for loss in losses if (known := short(loss)) is not None), None),
         points=points,
         start=start,
         length=length,

@@ -219,6 +219,7 @@ def trajectory(records: RunRecords) -> View:
     """
     for monitor, file in records.files.items():
         if (key := _position(file)) is not None:
+            file.refresh()
             return _trajectory(records, monitor, file, key)
     raise LookupError("this run logged no trajectory: add TrajectoryMonitor(probe=...)")
 

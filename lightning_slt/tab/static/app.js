@@ -6,6 +6,7 @@ import {card} from "./figure.js";
 import {healthView, idOf} from "./health.js";
 import {influenceView} from "./influence.js";
 import {kernelView} from "./kernel.js";
+import {before, closest, failures, latest, mainStages} from "./lists.js";
 import {palette} from "./paint.js";
 import {otherNumbers, panels} from "./panels.js";
 import {responsesView} from "./responses.js";
@@ -126,7 +127,8 @@ export function mount(place, origin, {dark = null} = {}) {
       const {stamp} = state.runs.find((one) => one.run === run);
       if (loaded.get(run)?.asked === stamp) return;
       try {
-        loaded.set(run, {...(await source.json("data/timeline", {run}, stamp)), asked: stamp});
+        const found = await source.fresh("data/timeline", {run});
+        loaded.set(run, {...found, asked: found.waiting ? `${stamp}, but for ${found.waiting}` : stamp});
       } catch (error) {
         problems.push(`${run}: ${error.message}`);
       }
@@ -145,7 +147,11 @@ export function mount(place, origin, {dark = null} = {}) {
     side.draw();
     warn();
     const steps = stepsOf(state.focus);
+    const waiting = state.timelines().reduce((sum, one) => sum + (one.waiting ?? 0), 0);
+    const known = state.timelines().flatMap(({monitors}) => monitors).reduce((sum, one) => sum + one.steps.length, 0);
+    timeline.where(waiting ? `${known} of ${known + waiting} readings are shown so far, evenly spread; the others are being read.` : null);
     goTo(state.following || state.step === null ? steps.at(-1) ?? null : state.step);
+    if (waiting && !problems.length) requestAnimationFrame(load); // once these are drawn
   }
 
   function nothing() {
@@ -276,27 +282,4 @@ export function mount(place, origin, {dark = null} = {}) {
   refresh();
   if (source.live) setInterval(() => document.visibilityState === "visible" && refresh(), POLL);
   return {refresh, setDark, state, timeline: drawnTimeline};
-}
-
-function latest(runs) {
-  return runs.map(({run}) => run).sort((a, b) => a.localeCompare(b, undefined, {numeric: true})).at(-1);
-}
-
-function closest(steps, step) {
-  return steps.reduce((best, one, k) => (Math.abs(one - step) < Math.abs(steps[best] - step) ? k : best), 0);
-}
-
-function before(steps, step) {
-  return Math.max(steps.findLastIndex((one) => one <= step), 0);
-}
-
-// Stages of several quantities would lie on top of each other: those of the first one are drawn.
-function mainStages({stages}) {
-  return stages.filter(({quantity}) => quantity === stages[0].quantity);
-}
-
-function failures({monitors}) {
-  return monitors.flatMap(({name, steps, failure}) => steps.map((step, i) => ({
-    source: name, kind: "failed reading", step, known_at: step, quantity: name, text: failure[i],
-  }))).filter(({text}) => text !== null);
 }

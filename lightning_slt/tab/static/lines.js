@@ -1,20 +1,27 @@
 // Lines of the timeline in numbers: which steps there are, the scale of a panel, and what of a line a screen can show.
 import {extent, linear, logarithm, padded} from "./scales.js";
 
-export function valueScale(panel, from, to, {top, bottom}, reliableOnly) {
-  const values = [];
+// The scale of a panel between two steps; range(steps) gives the first and the last reading to look at.
+export function valueScale(panel, [from, to], range, {top, bottom}, reliableOnly) {
+  let [low, high, positive] = [Infinity, -Infinity, Infinity];
+  const take = (value) => {
+    if (!finite(value)) return;
+    if (value < low) low = value;
+    if (value > high) high = value;
+    if (value > 0 && value < positive) positive = value;
+  };
   for (const line of panel.lines) {
-    for (let i = 0; i < line.values.length; i++) {
+    const [first, last] = range(line.steps);
+    const chains = (line.chained && line.chains) || [];
+    for (let i = first; i <= last; i++) {
       if (line.steps[i] < from || line.steps[i] > to) continue;
       if (reliableOnly && line.ok !== null && !line.ok[i]) continue;
-      values.push(line.values[i]);
-      if (line.band) values.push(line.low?.[i] ?? null, line.high?.[i] ?? null);
-      if (line.chained) for (const chain of line.chains ?? []) values.push(chain[i]);
+      take(line.values[i]);
+      if (line.band && line.low) take(line.low[i]), take(line.high[i]);
+      for (const chain of chains) take(chain[i]);
     }
   }
-  const [low, high] = extent([values]);
-  const positive = panel.log && extent([values.filter((value) => value > 0)]);
-  if (positive && positive[0] <= positive[1]) return logarithm(positive[0] / 1.15, positive[1] * 1.15, bottom, top);
+  if (panel.log && positive <= high) return logarithm(positive / 1.15, high * 1.15, bottom, top);
   return linear(...padded([low, high]), bottom, top);
 }
 
@@ -23,20 +30,42 @@ export function stepsOf(panels) {
   return low <= high ? [low, high > low ? high : low + 1] : [0, 1];
 }
 
-// Of points that share a column of pixels the first, lowest, highest and last: the same picture of many readings.
-export function thinned(points) {
-  const kept = [];
-  for (let i = 0, next; i < points.length; i = next) {
-    next = i + 1;
-    let [low, high] = [i, i];
-    while (next < points.length && !points[next][2] && Math.floor(points[next][0]) === Math.floor(points[i][0])) {
-      if (points[next][1] < points[low][1]) low = next;
-      if (points[next][1] > points[high][1]) high = next;
-      next++;
+// A line's path as [x, y, whether a stroke begins here]. Of readings that share a column of pixels it keeps the first,
+// lowest, highest and last: the same picture of many readings. places: x of every reading.
+export function path(places, values, y, [start, end]) {
+  const points = [];
+  const at = {first: -1, low: 0, high: 0, last: 0, column: 0, jump: true};
+  let [lowest, highest, broken] = [0, 0, true];
+  const keep = (i, jump) => points.push([places[i], y(values[i]), jump]);
+  const flush = () => {
+    if (at.first < 0) return;
+    keep(at.first, at.jump);
+    const between = at.low < at.high ? [at.low, at.high] : [at.high, at.low];
+    for (const i of between) if (i !== at.first && i !== at.last) keep(i, false);
+    if (at.last !== at.first) keep(at.last, false);
+    at.first = -1;
+  };
+  for (let i = start; i <= end; i++) {
+    const value = values[i];
+    const place = value === null || value === undefined ? NaN : y(value);
+    if (!Number.isFinite(place)) {
+      flush();
+      broken = true;
+      continue;
     }
-    for (const k of new Set([i, ...[low, high].sort((a, b) => a - b), next - 1])) kept.push(points[k]);
+    const column = Math.floor(places[i]);
+    if (at.first < 0 || column !== at.column) {
+      flush();
+      Object.assign(at, {first: i, low: i, high: i, last: i, column, jump: broken});
+      [lowest, highest, broken] = [place, place, false];
+      continue;
+    }
+    if (place < lowest) [lowest, at.low] = [place, i];
+    if (place > highest) [highest, at.high] = [place, i];
+    at.last = i;
   }
-  return kept;
+  flush();
+  return points;
 }
 
 export function finite(value) {

@@ -1,7 +1,7 @@
 // The timeline: loss, learning coefficients and other numbers over training steps, with stages, events and the cursor.
 import {numberText, withError} from "./dom.js";
 import {figure} from "./figure.js";
-import {finite, stepsOf, thinned, valueScale} from "./lines.js";
+import {finite, path, stepsOf, valueScale} from "./lines.js";
 import {nearest, stepScale, tickText} from "./scales.js";
 
 const LEFT = 64;
@@ -11,6 +11,7 @@ const BOTTOM = 40;
 const GAP = 34;
 const TALL = {loss: 120, llc: 210, components: 210};
 const OTHER = 120;
+const DENSE = 500; // points of a path
 
 // model() gives {panels, stages, events, cursor, logSteps, highlight, reliableOnly}; told: {cursor(step), highlight(name)}.
 export function timelineFigure(model, told) {
@@ -20,6 +21,8 @@ export function timelineFigure(model, told) {
   let x = null;
   let edge = 0;
   let marks = [];
+  let ranges = new Map(); // steps of a monitor → what of them is in view, as of the last drawing
+  let places = new Map(); // and where each stands
 
   const tall = (panel) => TALL[panel.name] ?? OTHER;
   const height = () => {
@@ -36,10 +39,12 @@ export function timelineFigure(model, told) {
     edge = width - RIGHT;
     x = stepScale(from, to, LEFT, edge, logSteps);
     boxes = [];
+    ranges = new Map();
+    places = new Map();
     let top = TOP;
     for (const panel of panels) {
       const box = {panel, top, bottom: top + tall(panel), y: null};
-      box.y = valueScale(panel, from, to, box, model().reliableOnly);
+      box.y = valueScale(panel, [from, to], inView, box, model().reliableOnly);
       boxes.push(box);
       top = box.bottom + GAP;
     }
@@ -101,52 +106,44 @@ export function timelineFigure(model, told) {
     }
   }
 
-  function drawLine(p, {y, top, bottom}, line, theme, strength) {
-    const [first, last] = inView(line.steps);
-    const drawn = [];
-    const band = [[], []];
-    let broken = true;
-    for (let i = first; i <= last; i++) {
-      const value = line.values[i];
-      const place = value === null ? NaN : y(value);
-      if (!Number.isFinite(place)) {
-        broken = true;
-        continue;
-      }
-      drawn.push([x(line.steps[i]), place, broken, i]);
-      broken = false;
-      if (line.band && finite(line.low?.[i]) && finite(line.high?.[i])) {
-        band[0].push([x(line.steps[i]), y(line.low[i])]);
-        band[1].push([x(line.steps[i]), y(line.high[i])]);
-      }
+  function drawLine(p, box, line, theme, strength) {
+    const {y} = box;
+    const range = inView(line.steps);
+    const along = placesOf(line.steps);
+    if (line.band && line.low) {
+      const [low, high] = [line.low, line.high].map((side) => path(along, side, y, range));
+      if (low.length > 1) p.area([...low, ...high.reverse()], {fill: line.colour, alpha: 0.2 * strength});
     }
-    if (band[0].length > 1) p.area([...band[0], ...band[1].reverse()], {fill: line.colour, alpha: 0.2 * strength});
     for (const chain of (line.chained && line.chains) || []) {
-      const dots = drawn.filter(([, , , i]) => finite(chain[i]));
-      const path = dots.map(([px, , jump, i]) => [px, y(chain[i]), jump]);
-      p.line(thinned(path), {stroke: line.colour, width: 0.6, alpha: 0.45 * strength});
+      p.line(path(along, chain, y, range), {stroke: line.colour, width: 0.6, alpha: 0.45 * strength});
     }
-    p.line(thinned(drawn), {stroke: line.colour, width: line.width, dash: line.dash, alpha: strength});
-    drawDots(p, drawn, line, theme, strength, top, bottom);
+    const points = path(along, line.values, y, range);
+    const width = points.length > DENSE ? Math.min(line.width, 1) : line.width; // browsers stroke hairlines far faster
+    p.line(points, {stroke: line.colour, width, dash: line.dash, alpha: strength});
+    if (line.dots !== false) drawDots(p, box, line, theme, strength);
   }
 
   // Reliable readings are filled where there is room for them; unreliable ones are hollow and never left out.
-  function drawDots(p, drawn, line, theme, strength, top, bottom) {
-    if (line.dots === false) return;
-    const crowded = drawn.length > 1 && (drawn.at(-1)[0] - drawn[0][0]) / drawn.length < 5;
+  function drawDots(p, {y, top, bottom}, line, theme, strength) {
+    const [first, last] = inView(line.steps);
+    const along = placesOf(line.steps);
+    const crowded = last > first && (along[last] - along[first]) / (last - first) < 5;
+    const cell = crowded ? 3 : 1; // dots that lie on each other are one
     const taken = new Set();
-    for (const [px, py, , i] of drawn) {
+    const spots = [];
+    for (let i = first; i <= last; i++) {
       const ok = line.ok === null || line.ok[i];
-      if (ok && crowded && drawn.length > 1) continue;
-      const spot = `${Math.round(px)} ${Math.round(py)}`;
+      if (!finite(line.values[i]) || (ok && crowded)) continue;
+      const place = y(line.values[i]);
+      if (!Number.isFinite(place)) continue;
+      const spot = Math.round(along[i] / cell) * 65536 + Math.round(place / cell);
       if (taken.has(spot)) continue;
       taken.add(spot);
-      const inside = Math.min(Math.max(py, top), bottom);
-      const data = {step: line.steps[i], value: line.values[i], line: line.label, ok: ok ? 1 : 0};
-      const fill = ok ? line.colour : theme.paper;
-      const radius = crowded ? 2.2 : line.ok === null ? 2 : 3.2;
-      p.circle(px, inside, radius, {fill, stroke: line.colour, width: 1.3, alpha: strength, data});
+      spots.push([along[i], Math.min(Math.max(place, top), bottom), ok ? line.colour : theme.paper, i]);
     }
+    const data = (i) => ({step: line.steps[i], value: line.values[i], line: line.label, ok: line.ok === null || line.ok[i] ? 1 : 0});
+    const radius = crowded ? 2.2 : line.ok === null ? 2 : 3.2;
+    p.circles(spots, radius, {stroke: line.colour, width: 1.3, alpha: strength, data});
   }
 
   function drawEvents(p, theme) {
@@ -192,13 +189,22 @@ export function timelineFigure(model, told) {
     return best && best.far < 60 ? best : null;
   }
 
+  // The readings in view, and one beyond at either side, so that lines reach the edge.
   function inView(steps) {
-    const [from, to] = view ?? whole();
-    let first = 0;
-    let last = steps.length - 1;
-    while (first < last && steps[first + 1] < from) first++;
-    while (last > first && steps[last - 1] > to) last--;
-    return [first, last];
+    if (!ranges.has(steps)) {
+      const [from, to] = view ?? whole();
+      let first = 0;
+      let last = steps.length - 1;
+      while (first < last && steps[first + 1] < from) first++;
+      while (last > first && steps[last - 1] > to) last--;
+      ranges.set(steps, [first, last]);
+    }
+    return ranges.get(steps);
+  }
+
+  function placesOf(steps) {
+    if (!places.has(steps)) places.set(steps, Float64Array.from(steps, (step) => x(step)));
+    return places.get(steps);
   }
 
   const shown = (step) => {
