@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from lightning_slt.boundary import warn_user
+from lightning_slt.offload import free_what_is_left
 from lightning_slt.sampling import SamplingConfig
 
 T = TypeVar("T")
@@ -103,10 +103,3 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that a device has no memory left."""
     told = any(sign in str(error).lower() for sign in _SIGNS)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and told)
-
-
-def free_what_is_left() -> None:
-    """Give memory back that nothing refers to."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

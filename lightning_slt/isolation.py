@@ -20,13 +20,16 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_slt.memory import remembered
+from lightning_slt.offload import on_host
 from lightning_slt.sharding import preserved_shards
 
 _MUTED_METHODS = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer")
 
 
 @contextmanager
-def isolated(module: nn.Module, *, seed: int, also: Iterable[Any] = ()) -> Iterator[None]:
+def isolated(
+    module: nn.Module, *, seed: int, also: Iterable[Any] = (), unneeded: Iterable[Tensor] = ()
+) -> Iterator[None]:
     """Put a module in eval mode, mute it, seed all generators, and restore everything in the end.
 
     Restored even after an exception: generators of python, numpy, torch and every accelerator; the training flag,
@@ -39,6 +42,7 @@ def isolated(module: nn.Module, *, seed: int, also: Iterable[Any] = ()) -> Itera
         module: The network; a LightningModule or any other.
         seed: Seeds the global generators inside, so that augmentations are the same at every reading.
         also: Other objects that user code may change meanwhile, such as a loss or a collate function.
+        unneeded: Tensors whose content waits in the host's memory meanwhile.
 
     >>> net = nn.Dropout(0.5)
     >>> state = torch.random.get_rng_state()
@@ -52,6 +56,7 @@ def isolated(module: nn.Module, *, seed: int, also: Iterable[Any] = ()) -> Itera
         stack.enter_context(preserved_shards(module))  # first: parameters are the shards from here on
         stack.enter_context(_preserved_parameters(module))
         stack.enter_context(remembered([module, *also], known=module.parameters()))
+        stack.enter_context(on_host(unneeded))  # after what is copied, some of which may lie in them
         stack.enter_context(_eager())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

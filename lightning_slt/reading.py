@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_slt.assignment import divide
 from lightning_slt.calibration import (
@@ -100,6 +100,7 @@ class Reader:
         to_device: Moves a collated batch to the module's device; None does just that.
         context: Makes the context of each evaluation, such as autocast.
         recall: Looks up what another process may have found, see :class:`Recall`.
+        unneeded: Gives tensors that wait in the host's memory while user code runs.
     """
 
     def __init__(
@@ -111,9 +112,10 @@ class Reader:
         to_device: Callable[[Batch], Batch] | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         recall: Recall = make_anew,
+        unneeded: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
         """Fetch the data and check everything that can be known now."""
-        self.request, self.module, self.context, self.recall = request, module, context, recall
+        self.request, self.module, self.context, self.recall, self.unneeded = request, module, context, recall, unneeded
         self.work = divide(module, request.components, request.estimators)
         self.settings: Settings | None = None
         self._measured: tuple[Anchor, float] | None = None
@@ -138,11 +140,13 @@ class Reader:
 
     def isolated(self) -> AbstractContextManager[None]:
         """The guard around everything that runs user code."""
-        return isolated(self.module, seed=derive_seed(self.request.sampling.seed, "reading"), also=self._bystanders)
+        seed = derive_seed(self.request.sampling.seed, "reading")
+        return isolated(self.module, seed=seed, also=self._bystanders, unneeded=self.unneeded())
 
     def set_aside(self, *, step: int, global_step: int, epoch: int) -> Anchor:
         """Copy the present weights."""
-        loss = ModuleLoss(self.module, self.request.loss_fn, context=self.context)
+        precision = self.request.sampling.precision
+        loss = ModuleLoss(self.module, self.request.loss_fn, context=self.context, precision=precision)
         return Anchor(module_loss=loss, step=step, global_step=global_step, epoch=epoch)
 
     def calibrate(self, anchor: Anchor) -> Settings:

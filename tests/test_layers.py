@@ -12,8 +12,9 @@ import lightning_slt
 ROOT = Path(lightning_slt.__file__).parent
 
 LAYERS = [
-    {"types", "version", "seeding", "memory", "boundary"},
+    {"types", "version", "seeding", "memory", "boundary", "precision"},
     {"sharding"},
+    {"offload"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
     | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "weights", "files"},
     {"data", "health", "samplers", "records", "covariances", "groupings", "responses", "compression", "checkpoints"},

@@ -50,6 +50,7 @@ class InfluenceMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        offload: Keep what a reading does not need in the host's memory while it is made.
         pictures: Figures in TensorBoard, here and below.
         tables: Tables on its text page.
         embeddings: Maps of samples in its projector.
@@ -88,6 +89,7 @@ class InfluenceMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        offload: bool = False,
         pictures: bool = True,
         tables: bool = True,
         embeddings: bool = True,
@@ -129,6 +131,7 @@ class InfluenceMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            offload=offload,
             pictures=pictures,
             tables=tables,
             embeddings=embeddings,

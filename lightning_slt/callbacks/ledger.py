@@ -28,7 +28,7 @@ if sys.platform != "win32":
 
 READ_ANYWAY = {
     "every_n_train_steps", "every_n_epochs", "train_time_interval", "at_steps", "at_checkpoints", "at_end",
-    "max_overhead", "on_failure", "snapshots", "pictures", "tables", "embeddings",
+    "max_overhead", "on_failure", "snapshots", "offload", "pictures", "tables", "embeddings",
     "hparams", "layout", "on_boundary", "on_alert",
 }  # fmt: skip
 """Arguments of callbacks that change no number of a reading of saved checkpoints."""

@@ -22,6 +22,7 @@ from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.replay import is_replay, recall_of
 from lightning_slt.callbacks.resume import changes, freeze, thaw
 from lightning_slt.callbacks.surroundings import evaluation_context, mover, steps_of_run
+from lightning_slt.offload import has_memory_of_its_own, training_state
 from lightning_slt.plan import FailedReadingError, OnFailure, report_failures
 from lightning_slt.reading import Anchor, Reader, Request
 from lightning_slt.reporting.advice import Verdicts, worthless
@@ -43,7 +44,9 @@ class _Look(NamedTuple):
     seconds: float
 
 
-def reader_of(trainer: pl.Trainer, module: pl.LightningModule, name: str, request: Request, source: Any) -> Reader:
+def reader_of(
+    trainer: pl.Trainer, module: pl.LightningModule, name: str, request: Request, source: Any, *, offload: bool = False
+) -> Reader:
     """What makes a monitor's readings as the Trainer evaluates; ``source`` None is the Trainer's own training set."""
     return Reader(
         request,
@@ -52,6 +55,7 @@ def reader_of(trainer: pl.Trainer, module: pl.LightningModule, name: str, reques
         to_device=mover(trainer, module),
         context=evaluation_context(trainer),
         recall=recall_of(trainer, name),
+        unneeded=(lambda: training_state(module, getattr(trainer, "optimizers", ()))) if offload else tuple,
     )
 
 
@@ -67,6 +71,7 @@ class LiveReadings:
         budget: What readings may cost.
         on_failure: Whether a failed reading raises.
         snapshots: Whether to save the anchors.
+        offload: Whether what a reading does not need waits in the host's memory.
         shown: What TensorBoard gets beside scalars.
         log_dir: Where records go; None for nowhere.
     """
@@ -82,6 +87,7 @@ class LiveReadings:
         budget: Budget,
         on_failure: OnFailure,
         snapshots: bool,
+        offload: bool,
         shown: Shown,
         log_dir: str | None,
     ) -> None:
@@ -89,11 +95,13 @@ class LiveReadings:
         self.trainer, self.name, self.budget, self.on_failure = trainer, name, budget, on_failure
         self._began_at, self._length = trainer.global_step, steps_of_run(trainer)
         self.peers = Peers(trainer)
-        self.reader = reader_of(trainer, module, name, request, source)
+        if offload and not has_memory_of_its_own(next(module.parameters()).device):
+            rank_zero_info(f"{name}: offload=True moves nothing here: the weights are in the host's memory already")
+        self.reader = reader_of(trainer, module, name, request, source, offload=offload)
         self.keys = result_keys(self.reader.work)
         self.verdicts, self.complaints = Verdicts(request.estimators, name), Complaints()
         self.interruptions = Interruptions()
-        self.history = History()
+        self.history = History(on_host=offload)
         self.journal = Journal(
             trainer, name, keys=self.keys, data=self.reader.data, log_dir=log_dir, snapshots=snapshots, shown=shown
         )
@@ -203,7 +211,7 @@ class LiveReadings:
 
     def _read_again(self, readings: Sequence[Kept]) -> None:
         for kept in readings:
-            self._read(kept.anchor, on_credit=True, revises=kept.number)
+            self._read(kept.back(), on_credit=True, revises=kept.number)
 
     def _read(
         self,
@@ -235,13 +243,14 @@ class LiveReadings:
         bad = worthless(results, exact=settings is not None and settings.sampler.full_batch)
         duration = self.budget.clock() - began
         with self.budget.charged():
-            if self.reader.renewable:
-                self.history.keep(anchor, self.index)
+            number = self.index
             overhead = self.peers.from_first(self._overhead())
             reading = self.journal.enter(
                 anchor, settings, results, failure, duration=duration, overhead=overhead, bad=bad, revises=revises
             )
             tell(self.trainer, reading, complain=None if self.on_failure == "raise" else self.complaints.tell)
+            if self.reader.renewable:
+                self.history.keep(anchor, number)  # last: its weights may be out of reach from here on
         if failure is None:
             self.budget.learn(self.budget.clock() - began)
         if self.index == 1 and self.budget.share is None and not is_replay(self.trainer):

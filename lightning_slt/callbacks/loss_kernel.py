@@ -52,6 +52,7 @@ class LossKernelMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        offload: Keep what a reading does not need in the host's memory while it is made.
         pictures: Figures in TensorBoard, here and below.
         tables: Tables on its text page.
         embeddings: Maps of samples in its projector.
@@ -86,6 +87,7 @@ class LossKernelMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        offload: bool = False,
         pictures: bool = True,
         tables: bool = True,
         embeddings: bool = True,
@@ -114,6 +116,7 @@ class LossKernelMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            offload=offload,
             pictures=pictures,
             tables=tables,
             embeddings=embeddings,

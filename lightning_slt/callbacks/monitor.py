@@ -83,6 +83,8 @@ class SLTMonitor(Callback):
         name: First part of all tags; two monitors of one Trainer need two names.
         on_failure: "warn" flags a reading that failed, died or diverged and lets training go on; "raise" stops it.
         snapshots: Save the anchor of every reading as safetensors beside the records.
+        offload: While a reading is made on an accelerator, keep gradients and the states of optimizers in the host's
+            memory; weights that may have to be read again stay there.
         pictures: Figures in TensorBoard; they need matplotlib.
         tables: Tables on TensorBoard's text page: settings, results, what has happened.
         embeddings: Maps of samples in TensorBoard's projector.
@@ -120,6 +122,7 @@ class SLTMonitor(Callback):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        offload: bool = False,
         pictures: bool = True,
         tables: bool = True,
         embeddings: bool = True,
@@ -138,7 +141,7 @@ class SLTMonitor(Callback):
         self.every_n_train_steps, self.every_n_epochs = every_n_train_steps, every_n_epochs
         self.train_time_interval, self.at_steps = train_time_interval, at_steps
         self.at_checkpoints, self.at_end, self.max_overhead = at_checkpoints, at_end, max_overhead
-        self.name, self.on_failure, self.snapshots = name, on_failure, snapshots
+        self.name, self.on_failure, self.snapshots, self.offload = name, on_failure, snapshots, offload
         self.pictures, self.tables, self.embeddings = pictures, tables, embeddings
         self.hparams, self.layout = hparams, layout
         self.schedule = Schedule(
@@ -284,6 +287,7 @@ class SLTMonitor(Callback):
                 budget=budget,
                 on_failure=self.on_failure,
                 snapshots=self.snapshots,
+                offload=self.offload,
                 shown=Shown(pictures=self.pictures, tables=self.tables, embeddings=self.embeddings),
                 log_dir=record_dir(trainer),
             )

@@ -56,6 +56,7 @@ class RefinedLLCMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        offload: Keep what a reading does not need in the host's memory while it is made.
         pictures: Figures in TensorBoard, here and below.
         tables: Tables on its text page.
         embeddings: Maps of samples in its projector.
@@ -95,6 +96,7 @@ class RefinedLLCMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        offload: bool = False,
         pictures: bool = True,
         tables: bool = True,
         embeddings: bool = True,
@@ -137,6 +139,7 @@ class RefinedLLCMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            offload=offload,
             pictures=pictures,
             tables=tables,
             embeddings=embeddings,
@@ -197,6 +200,7 @@ class SusceptibilityMonitor(SLTMonitor):
         name: First part of all tags.
         on_failure: "warn" or "raise".
         snapshots: Save the anchors.
+        offload: Keep what a reading does not need in the host's memory while it is made.
         pictures: Figures in TensorBoard, here and below.
         tables: Tables on its text page.
         embeddings: Maps of samples in its projector.
@@ -231,6 +235,7 @@ class SusceptibilityMonitor(SLTMonitor):
         name: str = "slt",
         on_failure: OnFailure = "warn",
         snapshots: bool = False,
+        offload: bool = False,
         pictures: bool = True,
         tables: bool = True,
         embeddings: bool = True,
@@ -257,6 +262,7 @@ class SusceptibilityMonitor(SLTMonitor):
             name=name,
             on_failure=on_failure,
             snapshots=snapshots,
+            offload=offload,
             pictures=pictures,
             tables=tables,
             embeddings=embeddings,
