@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
 from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, batch_index, check_loss_fn, describe, ready_made
-from lightning_slt.sharding import InPlace, at_rest, local, shard_axis, shards_of
+from lightning_slt.precision import Precision, check_network, forward_context
+from lightning_slt.sharding import InPlace, at_rest, casts_of, local, shard_axis, shards_of
 from lightning_slt.types import Batch, LossFn, Params
 
 
@@ -83,6 +85,11 @@ class ModuleLoss:
         module: The network; evaluated with other weights in the place of its own.
         loss_fn: See :func:`derive_loss`.
         context: Makes the context of each evaluation, such as the Trainer's autocast.
+        precision: Of each evaluation, in the place of that context; None leaves it to the context.
+
+    Raises:
+        TypeError: If there is no loss to be had.
+        ValueError: If the network computes in something else, whatever the precision.
     """
 
     def __init__(
@@ -91,10 +98,12 @@ class ModuleLoss:
         loss_fn: LossFn | None = None,
         *,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        precision: Precision | None = None,
     ) -> None:
         """Copy the weights and the buffers."""
         self.loss_fn = derive_loss(module, loss_fn)
-        self.dtype = sampling_dtype(module)
+        self.dtype, self.precision = sampling_dtype(module), precision
+        check_network(precision, dtype=self.dtype, casts=casts_of(module))
         with at_rest(module):
             parameters = dict(module.named_parameters())
             self.shards = shards_of(module)
@@ -108,7 +117,7 @@ class ModuleLoss:
         self._tied = len(self._names) < len(_named_tensors(module, remove_duplicate=False))
         self._buffers = {name: self._copy(b) for name, b in module.named_buffers()}
         self._pristine = {name: b.clone() for name, b in self._buffers.items()}
-        self._context = context
+        self._context = context if precision is None else partial(forward_context, precision, self.device.type)
 
     def _copy(self, tensor: Tensor) -> Tensor:
         copied = local(tensor).detach().clone()

@@ -24,6 +24,7 @@ from torch.func import vmap
 from lightning_slt.batches import ChainBatch
 from lightning_slt.batching import ChainRules
 from lightning_slt.posterior import Gradient, Leaf, LocalPosterior, Part
+from lightning_slt.precision import in_precision, kernels
 from lightning_slt.tracing import REFUSALS, Function, Replay, record
 from lightning_slt.types import Batch, FunctionalLoss, Params, Product
 
@@ -51,6 +52,7 @@ class Passes(ABC):
     def __init__(self, posterior: LocalPosterior, position: Tensor) -> None:
         """Let leaves view the position, so that a sampler's step needs no copying."""
         self.posterior, self.position = posterior, position
+        self._loss = in_precision(posterior.loss, posterior.precision)
         self.leaves: Params = {}
         for leaf in posterior.leaves:
             if leaf.moving is None:
@@ -61,21 +63,21 @@ class Passes(ABC):
 
     def loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
         """Mean minibatch loss of each chain ``[chain]`` in nats, and its gradient."""
-        with torch.enable_grad():
+        with torch.enable_grad(), kernels(self.posterior.precision):
             self._fill_masked()
             return self._loss_and_gradient(batch)
 
-    @torch.no_grad()
     def loss(self, batch: ChainBatch) -> Tensor:
         """Mean minibatch loss ``[chain]``, in nats."""
-        self._fill_masked()
-        return self._losses(self.posterior.loss, batch, mean=True)
+        with torch.no_grad(), kernels(self.posterior.precision):
+            self._fill_masked()
+            return self._mean_losses(batch)
 
-    @torch.no_grad()
     def losses(self, batch: ChainBatch, loss: FunctionalLoss | None = None) -> Tensor:
         """Losses of each sample ``[chain, sample]`` or ``[chain, sample, token]``, in nats."""
-        self._fill_masked()
-        return self._losses(loss or self.posterior.loss, batch, mean=False)
+        with torch.no_grad(), kernels(self.posterior.precision):
+            self._fill_masked()
+            return self._losses(in_precision(loss, self.posterior.precision) if loss else self._loss, batch)
 
     def _fill_masked(self) -> None:
         for leaf in self.posterior.leaves:
@@ -92,7 +94,10 @@ class Passes(ABC):
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]: ...
 
     @abstractmethod
-    def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor: ...
+    def _mean_losses(self, batch: ChainBatch) -> Tensor: ...
+
+    @abstractmethod
+    def _losses(self, loss: FunctionalLoss, batch: ChainBatch) -> Tensor: ...
 
 
 class VectorizedPasses(Passes):
@@ -114,10 +119,7 @@ class VectorizedPasses(Passes):
         assert isinstance(loss, Tensor)
         return loss, Gradient(self._parts(slice(None), gradients), self.position)
 
-    @torch.no_grad()
-    def loss(self, batch: ChainBatch) -> Tensor:
-        """Mean minibatch loss ``[chain]``, in nats."""
-        self._fill_masked()
+    def _mean_losses(self, batch: ChainBatch) -> Tensor:
         (loss,) = self._run(_LOSS_ALONE, batch)
         assert isinstance(loss, Tensor)
         return loss
@@ -128,15 +130,15 @@ class VectorizedPasses(Passes):
 
         def run(*tensors: Tensor) -> Sequence[Tensor | None]:
             given = batch._replace(leaves=tensors[count:])
-            loss = partial(self._vectorized, self.posterior.loss, batch=given, mean=True)
+            loss = partial(self._vectorized, self._loss, batch=given, mean=True)
             return _evaluate(purpose, loss, tensors[:count])
 
         if self._recorder is None or batch.ragged:
             return run(*tensors)
         return self._recorder.run(purpose, run, tensors, batch, moved=count)
 
-    def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
-        return self._vectorized(loss, tuple(self.leaves.values()), batch, mean=mean)
+    def _losses(self, loss: FunctionalLoss, batch: ChainBatch) -> Tensor:
+        return self._vectorized(loss, tuple(self.leaves.values()), batch, mean=False)
 
     def _vectorized(self, loss: FunctionalLoss, weights: Sequence[Tensor], batch: ChainBatch, *, mean: bool) -> Tensor:
         if batch.ragged:
@@ -249,7 +251,7 @@ class SequentialPasses(Passes):
         with torch.enable_grad():
             self._fill_masked()
             weights = {name: leaf[0].detach().requires_grad_() for name, leaf in self.leaves.items()}
-            return self.posterior.loss(weights, batch.of_chain(0)).requires_grad
+            return self._loss(weights, batch.of_chain(0)).requires_grad
 
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
         losses: list[Tensor] = []
@@ -264,10 +266,7 @@ class SequentialPasses(Passes):
             parts += self._parts(chain, values) if self._long else [Part(chain, whole, cast("Tensor", values[0]))]
         return torch.stack(losses), Gradient(tuple(parts), self.position)
 
-    @torch.no_grad()
-    def loss(self, batch: ChainBatch) -> Tensor:
-        """Mean minibatch loss ``[chain]``, in nats."""
-        self._fill_masked()
+    def _mean_losses(self, batch: ChainBatch) -> Tensor:
         return torch.stack([cast("Tensor", loss) for (loss,) in self._run(_LOSS_ALONE, batch)])
 
     def _run(self, purpose: str, batch: ChainBatch) -> Iterator[Results]:
@@ -279,7 +278,7 @@ class SequentialPasses(Passes):
 
         def one_chain(weights: Sequence[Tensor], given: Batch) -> Sequence[Tensor | None]:
             def mean(weights: Sequence[Tensor]) -> Tensor:
-                return self.posterior.loss(dict(zip(self.leaves, weights, strict=True)), given).mean()
+                return self._loss(dict(zip(self.leaves, weights, strict=True)), given).mean()
 
             loss, *gradients = _evaluate(purpose, mean, weights)
             return [loss, *gradients] if self._long or purpose == _LOSS_ALONE else [loss, self._row(gradients)]
@@ -302,9 +301,6 @@ class SequentialPasses(Passes):
             pieces.append(piece if leaf.moving is None or gradient is None else piece[leaf.moving])
         return torch.cat(pieces)
 
-    def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
-        rows = []
-        for chain in range(len(self.position)):
-            losses = loss({name: leaf[chain] for name, leaf in self.leaves.items()}, batch.of_chain(chain))
-            rows.append(losses.mean() if mean else losses)
-        return torch.stack(rows)
+    def _losses(self, loss: FunctionalLoss, batch: ChainBatch) -> Tensor:
+        rows = ({name: leaf[chain] for name, leaf in self.leaves.items()} for chain in range(len(self.position)))
+        return torch.stack([loss(weights, batch.of_chain(chain)) for chain, weights in enumerate(rows)])

@@ -88,7 +88,7 @@ def estimate(
     work = divide(module, components, estimators)
     collates = [source_parts(source)[1] for source in (data, *work.sources.values())]
     with isolated(module, seed=derive_seed(config.seed, "reading"), also=(loss_fn, *collates)):
-        module_loss = ModuleLoss(module, loss_fn)
+        module_loss = ModuleLoss(module, loss_fn, precision=config.precision)
         device, dtype = module_loss.device, module_loss.dtype
         to_device = partial(cast_batch, device=device, dtype=dtype)
         load = partial(load_data, to_device=to_device, seed=config.seed)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_slt.precision import Precision
 from lightning_slt.sharding import WHOLE, Shards
 from lightning_slt.types import FunctionalLoss, Params, Product, is_amount
 
@@ -96,6 +97,7 @@ class LocalPosterior:
         localization: Strength γ ≥ 0 of the pull towards the anchor.
         masks: For parameters that move only in part: boolean tensors of their shape.
         shards: How rows are spread over processes, where each holds only a part of the coordinates.
+        precision: Of forward and backward passes; None for what the loss itself sets up.
 
     Raises:
         ValueError: If nβ or γ is negative or not finite, a mask does not fit its parameter, or nothing moves.
@@ -112,6 +114,7 @@ class LocalPosterior:
     localization: float
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     shards: Shards = WHOLE
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         """Check the constants and lay out the free coordinates."""

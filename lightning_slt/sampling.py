@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from lightning_slt.data import SamplingData, Streams, load_data
 from lightning_slt.motion import acceptance, depart, measure
 from lightning_slt.passes import Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import Evaluation, LocalPosterior
+from lightning_slt.precision import Precision, check_precision
 from lightning_slt.samplers.base import Sampler, State
 from lightning_slt.seeding import derive_seed, generator
 from lightning_slt.sharding import WHOLE, Shards
@@ -48,9 +49,11 @@ class SamplingConfig:
             ``"vectorized"`` raises there, ``"sequential"`` never tries.
         chunk_size: Chains run together; None fits them to the free memory.
         share_batches: One minibatch for all chains of a step instead of one stream each.
+        precision: Of the passes: ``"float32"``, ``"tf32"`` or ``"bf16"``; None is that of training. Positions and noise
+            stay as they are.
 
     Raises:
-        ValueError: If a count is too small or the method unknown.
+        ValueError: If a count is too small, or the method or the precision unknown.
 
     >>> SamplingConfig(num_chains=4, num_draws=200).thinning
     1
@@ -65,6 +68,7 @@ class SamplingConfig:
     chain_method: ChainMethod = "auto"
     chunk_size: int | None = None
     share_batches: bool = False
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         """Refuse counts that cannot be."""
@@ -80,6 +84,7 @@ class SamplingConfig:
             raise ValueError(
                 f"SamplingConfig.chain_method must be 'auto', 'vectorized' or 'sequential', got {self.chain_method!r}"
             )
+        check_precision(self.precision)
 
     @property
     def num_steps(self) -> int:
@@ -134,6 +139,8 @@ def sample(
     [((0, 1), 0, 15), ((0, 1), 1, 20), ((0, 1), 2, 25)]
     """
     data = batches if isinstance(batches, SamplingData) else load_data(batches, seed=config.seed)
+    if config.precision is not None:
+        posterior = replace(posterior, precision=config.precision)
     todo = list(range(config.num_chains) if chains is None else chains)
     size = config.chunk_size or len(todo)
     for start in range(0, len(todo), size):

@@ -56,6 +56,7 @@ class Snapshot:
             localization=localization,
             masks=self.module_loss.cut(component.masks),
             shards=self.module_loss.shards,
+            precision=self.module_loss.precision,
         )
 
     def view(self, *, seed: int) -> View:

@@ -208,8 +208,11 @@ class _Member(Passes):
     def _loss_and_gradient(self, batch: ChainBatch) -> tuple[Tensor, Gradient]:
         return self.loss_and_gradient(batch)
 
-    def _losses(self, loss: FunctionalLoss, batch: ChainBatch, *, mean: bool) -> Tensor:
-        return self.loss(batch) if mean else self.losses(batch, loss)
+    def _mean_losses(self, batch: ChainBatch) -> Tensor:
+        return self.loss(batch)
+
+    def _losses(self, loss: FunctionalLoss, batch: ChainBatch) -> Tensor:
+        return self.losses(batch, loss)
 
 
 def _columns(posterior: LocalPosterior, starts: Mapping[str, int]) -> Tensor:

@@ -12,8 +12,8 @@ import lightning_slt
 ROOT = Path(lightning_slt.__file__).parent
 
 LAYERS = [
-    {"types", "version", "seeding", "memory", "boundary", "precision"},
-    {"sharding"},
+    {"types", "version", "seeding", "memory", "boundary"},
+    {"sharding", "precision"},
     {"offload"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
     | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "weights", "files"},

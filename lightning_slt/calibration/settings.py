@@ -41,7 +41,8 @@ class Settings:
             f"resolution γ/nβ={self.resolution:.4g}",
             f"{type(self.sampler).__name__} with ε={self.step_size:.4g}{self._found('sampler')}",
             f"{counts.num_draws} draws a chain, thinning {counts.thinning}, "
-            f"burn-in {counts.num_burnin}{self._found('num_burnin')}, batches of {counts.batch_size}",
+            f"burn-in {counts.num_burnin}{self._found('num_burnin')}, batches of {counts.batch_size}"
+            + (f", passes in {counts.precision}" if counts.precision else ""),
         )
         return "; ".join(parts)
 

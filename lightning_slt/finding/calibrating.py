@@ -88,7 +88,7 @@ def calibrate(
         raise ValueError("the absolute target finds its own sampler and step size; leave sampler= and step_size= out")
     config = sampling or SamplingConfig(num_chains=ABSOLUTE_CHAINS if target == "absolute" else 8)
     with isolated(module, seed=derive_seed(config.seed, "reading"), also=(loss_fn, source_parts(data)[1])):
-        module_loss = ModuleLoss(module, loss_fn)
+        module_loss = ModuleLoss(module, loss_fn, precision=config.precision)
         device, dtype = module_loss.device, module_loss.dtype
         samples = load_data(data, to_device=lambda b: cast_batch(b, device=device, dtype=dtype), seed=config.seed)
         snapshot = take_snapshot(module_loss, samples, resolve_components(module, components), config)

@@ -39,6 +39,7 @@ MEANINGS = {
     "num_burnin": "steps before the first kept draw",
     "thinning": "steps per kept draw",
     "batch_size": "samples a minibatch",
+    "precision": "of the passes; None is that of training",
     "calibrated": "found by the monitor rather than given",
     "samples": "samples in use, of those in the data set",
 }

@@ -210,6 +210,12 @@ def sharded_parts(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
+def casts_of(module: nn.Module) -> set[torch.dtype]:
+    """What sharded parts cast their weights to where they are gathered; empty where they leave them as they are."""
+    dtypes = {part._get_fsdp_state()._mp_policy.param_dtype for part in sharded_parts(module)}  # type: ignore[operator]
+    return dtypes - {None}
+
+
 def _groups(part: Any) -> list[Any]:
     """Groups of parameters that are gathered together; one at most in older versions."""
     state = part._get_fsdp_state()
