@@ -135,9 +135,10 @@ class Ensemble:
         self._steps += 1
         self._accepted = []
         if look:
-            there = [_evaluated(e) for e in self._evaluate(self._next_batch(again=True))]
-            arrived = zip(self.settings, starts, self.position, there, strict=True)
-            self._accepted = [acceptance(s.sampler, start, part, here) for s, start, part, here in arrived]
+            there = self._evaluate(self._next_batch(again=True))
+            starts = [replace(start, again=partial(_known, here)) for start, here in zip(starts, there, strict=True)]
+            arrived = zip(self.settings, starts, self.position, strict=True)
+            self._accepted = [acceptance(s.sampler, start, part) for s, start, part in arrived]
 
     def gradient(self, batch: ChainBatch | None = None) -> Gradient:
         """Of the loss where the chains are, on one batch for all, or on that of the coming step."""
@@ -182,6 +183,5 @@ def _part(everything: tuple[Tensor, Gradient], start: int, stop: int) -> tuple[T
     return loss[start:stop], gradient.of(start, stop)
 
 
-def _evaluated(here: Evaluation) -> Evaluation:
-    """One whose second look gives what is known already."""
-    return replace(here, again=lambda: (here.loss, here.gradient))
+def _known(here: Evaluation) -> tuple[Tensor, Gradient]:
+    return here.loss, here.gradient

@@ -10,19 +10,22 @@ is the classic choice of a step size; below that the discretization shows in the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_slt.posterior import Evaluation
+from lightning_slt.posterior import Evaluation, Gradient, LocalPosterior
 from lightning_slt.samplers.base import Forces, Sampler, State
 from lightning_slt.types import Motion
 
 
 @dataclass(frozen=True, kw_only=True)
 class Departure:
-    """The place that a step leaves."""
+    """The place that a step leaves, and how to evaluate on the minibatch that it uses."""
 
+    posterior: LocalPosterior
+    again: Callable[[], tuple[Tensor, Gradient]]
     position: Tensor
     potential: Tensor
     force: Tensor
@@ -31,29 +34,33 @@ class Departure:
 def depart(position: Tensor, here: Evaluation) -> Departure:
     """Copy the place before the chains move."""
     return Departure(
+        posterior=here.posterior,
+        again=here.again,
         position=position.clone(),
         potential=here.posterior.potential(position, here.loss),
         force=here.posterior.gradient(position, here.gradient),
     )
 
 
-def acceptance(sampler: Sampler, start: Departure, position: Tensor, here: Evaluation) -> Tensor | None:
+def acceptance(sampler: Sampler, start: Departure, position: Tensor) -> Tensor | None:
     """Probability of accepting the step to ``position`` ``[chain]``; None where it is no proposal of known density.
 
     Args:
         sampler: Gives the density of its proposals.
         start: What the step left.
         position: Where it led ``[chain, coordinate]``.
-        here: Evaluates there, on the minibatch of the step.
     """
+    posterior = start.posterior
     there = sampler.log_proposal(start.position, position, start.force)
     if there is None:
         return None
-    loss, gradient = here.again()
-    back = sampler.log_proposal(position, start.position, here.posterior.gradient(position, gradient))
+    loss, gradient = start.again()
+    force = posterior.gradient(position, gradient)
+    del gradient  # as long as the weights, as is what comes
+    back = sampler.log_proposal(position, start.position, force)
     assert back is not None
-    gain = (start.potential - here.posterior.potential(position, loss)) / sampler.temperature
-    return (gain + here.posterior.shards.add(back - there)).clamp(max=0).exp()
+    gain = (start.potential - posterior.potential(position, loss)) / sampler.temperature
+    return (gain + posterior.shards.add(back - there)).clamp(max=0).exp()
 
 
 def measure(
@@ -77,13 +84,13 @@ def measure(
     """
     posterior = here.posterior
     offset = state["position"] - posterior.anchor_row
-    loss, localization = here.gradient.rows.mul_(posterior.nbeta), offset * posterior.localization
+    loss = here.gradient.rows.mul_(posterior.nbeta)
     forces = Forces(
         nbeta=posterior.nbeta,
+        gamma=posterior.localization,
         offset=offset,
         loss=loss,
         again=loss if again is None else posterior.nbeta * again,
-        localization=localization,
     )
 
     shards = posterior.shards
@@ -102,7 +109,7 @@ def measure(
     return Motion(
         distance=shards.norm(offset)[alive],
         gradient_norm=shards.norm(loss)[alive],
-        localization_norm=shards.norm(localization)[alive],
+        localization_norm=shards.norm(forces.localization)[alive],
         noise_norm=of(noise_norm),
         drift_to_noise=of(drift_to_noise),
         acceptance=of(accepted),

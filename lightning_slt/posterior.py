@@ -167,7 +167,7 @@ class LocalPosterior:
         Returns:
             ``[chain]``, dimensionless.
         """
-        square = self.shards.add((position - self.anchor_row).square().sum(1))
+        square = self.shards.add((position - self.anchor_row).square_().sum(1))
         return self.nbeta * loss + self.localization / 2 * square
 
     def gradient(self, position: Tensor, loss_gradient: Gradient) -> Tensor:

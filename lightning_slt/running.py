@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -180,8 +181,11 @@ def _draws(
         yield from sample_together(posteriors, config=config, **options)
         return
     for name, posterior in posteriors.items():
-        for draw in sample(posterior, config=config, **options):
-            yield {name: draw}
+        yield from map(partial(_under, name), sample(posterior, config=config, **options))
+
+
+def _under(name: str, draw: Draw) -> dict[str, Draw]:
+    return {name: draw}
 
 
 @contextmanager
@@ -230,6 +234,7 @@ def _fed(accumulators: Accumulators, draws: Iterable[Mapping[str, Draw]]) -> Acc
             for name, draw in by_component.items():
                 for accumulator in accumulators[name].values():
                     accumulator.update(draw)
+            del by_component, draw  # positions as long as the weights, before there are new ones
     return accumulators
 
 

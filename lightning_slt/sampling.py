@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -146,7 +146,11 @@ def sample(
     for start in range(0, len(todo), size):
         chunk = todo[start : start + size]
         run = Chunk(posterior, sampler, data, config, chunk, anchor_losses).run(probes or {}, on_step)
-        yield from (draw for draw in run if draw is not None)
+        yield from filter(_is_draw, run)  # which holds on to none, so that the next chunk finds room
+
+
+def _is_draw(found: Draw | None) -> TypeGuard[Draw]:
+    return found is not None
 
 
 class Chunk:
@@ -208,8 +212,9 @@ class Chunk:
             following = _kept(step + 1 - first, config)
             start = depart(self.position, here) if following is not None and following % every == 0 else None
             state = self.sampler.step(state, here, self.noise)
-            accepted = None if start is None else acceptance(self.sampler, start, self.position, here)
-            del start, here, loss, gradient, again  # rows as long as the weights, before there are new ones
+            del here, loss, gradient, again  # rows as long as the weights, before there are new ones
+            accepted = None if start is None else acceptance(self.sampler, start, self.position)
+            del start
             if on_step is not None:
                 on_step(len(self.chains))
 

@@ -81,10 +81,15 @@ def leading_curvature(posterior: LocalPosterior, data: SamplingData, sampling: S
     Returns:
         λ_max ≥ 0, to about 5 %, and its direction.
     """
-    row, seed = posterior.anchor_row, posterior.shards.own_seed(sampling.seed)
-    start = torch.randn(row.shape, generator=generator(seed, "curvature"), dtype=row.dtype).to(row.device)
-    batches = _probe_batches(data, sampling)
-    values, vectors = curvature_at(posterior, row, batches, sampling, start, iterations=ITERATIONS)
+    row, g = posterior.anchor_row, generator(posterior.shards.own_seed(sampling.seed), "curvature")
+    values, vectors = curvature_at(
+        posterior,
+        row,
+        _probe_batches(data, sampling),
+        sampling,
+        torch.randn(row.shape, generator=g, dtype=row.dtype).to(row.device),
+        iterations=ITERATIONS,
+    )
     return Curvature(float(values), vectors)
 
 
@@ -112,40 +117,45 @@ def curvature_at(
     """
     slopes = _one_side_after_another if sampling.chain_method == "sequential" else _both_sides_together
     vector = start
+    del start  # rows are as long as the weights: none is held for longer than it is needed
     value = width = position.new_ones(len(position))
     for _ in range(iterations):
         vector = vector / posterior.shards.norm(vector)[:, None]
         delta = _reach(posterior, width)[:, None]
-        product = slopes(posterior, position, delta * vector, batches).div_(2 * delta * len(batches))
+        product = slopes(posterior, position, vector, delta, batches).div_(2 * delta * len(batches))
         value = posterior.shards.norm(product)
         alive = (value.isfinite() & (value > 0))[:, None]
         vector = torch.where(alive, product, vector)
+        del product
         # the value alone would swing for ever where the curvature grows with the reach
         width = torch.where(alive[:, 0], width ** (2 / 3) * value ** (1 / 3), width)
     return value, vector
 
 
 def _both_sides_together(
-    posterior: LocalPosterior, position: Tensor, offset: Tensor, batches: Sequence[ChainBatch]
+    posterior: LocalPosterior, position: Tensor, vector: Tensor, delta: Tensor, batches: Sequence[ChainBatch]
 ) -> Tensor:
-    """Gradients at ``position + offset`` less those at ``position − offset``, summed over batches."""
-    rows = torch.cat([position + offset, position - offset])
-    gradient = _summed(VectorizedPasses(posterior, rows), batches)
+    """Gradients at ``position + delta · vector`` less those at ``position − delta · vector``, summed over batches."""
+    offset = delta * vector
+    passes = VectorizedPasses(posterior, torch.cat([position + offset, position - offset]))
+    gradient = _add_up(passes, batches, torch.zeros_like(passes.position))
     return gradient[: len(position)] - gradient[len(position) :]
 
 
 def _one_side_after_another(
-    posterior: LocalPosterior, position: Tensor, offset: Tensor, batches: Sequence[ChainBatch]
+    posterior: LocalPosterior, position: Tensor, vector: Tensor, delta: Tensor, batches: Sequence[ChainBatch]
 ) -> Tensor:
     """The same in less than half of the memory, where running together gains nothing."""
-    above = _summed(SequentialPasses(posterior, position + offset), batches)
-    return above.sub_(_summed(SequentialPasses(posterior, position - offset), batches))
+    gradient = torch.zeros_like(position)
+    for side in (1.0, -1.0):
+        passes = SequentialPasses(posterior, (side * delta * vector).add_(position))
+        _add_up(passes, batches, gradient, scale=side)
+    return gradient
 
 
-def _summed(passes: Passes, batches: Sequence[ChainBatch]) -> Tensor:
-    gradient = torch.zeros_like(passes.position)
+def _add_up(passes: Passes, batches: Sequence[ChainBatch], gradient: Tensor, *, scale: float = 1.0) -> Tensor:
     for batch in batches:
-        passes.loss_and_gradient(batch)[1].add_to(gradient, scale=1.0)
+        passes.loss_and_gradient(batch)[1].add_to(gradient, scale=scale)
     return gradient
 
 

@@ -39,34 +39,41 @@ class Noise(Protocol):
 class Forces:
     """The two parts of ∇U at the place of the chains, each ``[chain, coordinate]``.
 
+    What can be made of others is made anew each time that it is asked for, because rows are as long as the weights.
+
     Attributes:
         nbeta: nβ.
+        gamma: γ.
         offset: ``w − w*``.
         loss: ``nβ ∇L``, on the minibatch of the coming step.
         again: The same on another minibatch; what ``loss`` is where there is none.
-        localization: ``γ (w − w*)``.
     """
 
     nbeta: float
+    gamma: float
     offset: Tensor
     loss: Tensor
     again: Tensor
-    localization: Tensor
+
+    @property
+    def localization(self) -> Tensor:
+        """``γ (w − w*)``."""
+        return self.offset * self.gamma
 
     @property
     def total(self) -> Tensor:
         """``∇U``."""
-        return self.loss + self.localization
+        return self.localization.add_(self.loss)
 
     @property
     def noise(self) -> Tensor:
         """Variance of the minibatch noise of nβ∇L, all coordinates together ``[chain]``, without bias."""
-        return (self.loss - self.again).square().sum(1) / 2
+        return (self.loss - self.again).square_().sum(1) / 2
 
     @property
     def product(self) -> Tensor:
         """``nβ∇L · ∇U`` without minibatch noise ``[chain]``, without bias."""
-        return (self.loss * (self.again + self.localization)).sum(1)
+        return self.localization.add_(self.again).mul_(self.loss).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_slt.posterior import Evaluation
@@ -50,8 +49,8 @@ class SGLD(Sampler):
         variance = self.step_size * self.temperature
         if variance == 0:
             return None
-        residual = torch.add(end - start, force, alpha=self.step_size / 2)
-        return residual.square().sum(1) / (-2 * variance)
+        residual = (end - start).add_(force, alpha=self.step_size / 2)
+        return residual.square_().sum(1) / (-2 * variance)
 
     def noise_norm(self, state: State) -> Tensor | None:
         """``‖√ε ξ‖ / (ε/2)``; None at ε = 0."""
@@ -59,7 +58,7 @@ class SGLD(Sampler):
 
     def heating(self, state: State, forces: Forces) -> Tensor | None:
         r"""``(ε/4) nβ∇L · ∇U``."""
-        return self.step_size / 4 * (forces.loss * forces.total).sum(1)
+        return self.step_size / 4 * forces.total.mul_(forces.loss).sum(1)
 
     def drift_to_noise(self, force: Tensor) -> Tensor | None:
         r"""``‖(ε/2)∇U‖ / ‖√ε ξ‖`` of a step at each chain ``[chain]``; ``force`` is ∇U ``[chain, coordinate]``."""
