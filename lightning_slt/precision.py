@@ -7,7 +7,7 @@ hardware can. That switch belongs to the whole process: it is set for a pass and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, get_args
 
@@ -112,18 +112,14 @@ def kernels(precision: Precision | None) -> Iterator[None]:
         return
     each = [place.fp32_precision for place in _PLACES]
     try:
-        if before is None:
-            for place in _PLACES:
-                place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        else:
+        if before is not None:
             _set_switches(wanted)
+        _set_each(["tf32" if precision == "tf32" else "ieee"] * len(_PLACES))
         yield
     finally:
         if before is not None:
             _set_switches(before)
-        for place, value in zip(_PLACES, each, strict=True):
-            if place.fp32_precision != value:
-                place.fp32_precision = value
+        _set_each(each)
 
 
 def _switches() -> tuple[str, bool] | None:
@@ -138,6 +134,12 @@ def _set_switches(values: tuple[str, bool]) -> None:
     matmul, convolution = values
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = convolution
+
+
+def _set_each(values: Sequence[str]) -> None:
+    for place, value in zip(_PLACES, values, strict=True):
+        if place.fp32_precision != value:
+            place.fp32_precision = value
 
 
 def in_precision(loss: FunctionalLoss, precision: Precision | None) -> FunctionalLoss:

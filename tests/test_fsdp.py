@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from models import Classifier, Watch, blobs, compare, copied, few_draws, loader_of, seed_all, trainer_for
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import lightning_slt as slt
@@ -629,6 +629,9 @@ def refused(rank: int) -> None:
     fully_shard(partly[0], mesh=mesh)
     expect("'2.weight' is not sharded while '0.weight' is", partly)
     expect("shards of '0.weight' are torch.bfloat16", shard(uneven_net().bfloat16(), mesh))
+    cast = uneven_net()
+    fully_shard(cast, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    expect("'tf32', but fully_shard casts the weights to torch.bfloat16", cast, sampling=replace(FEW, precision="tf32"))
     whole = shard(uneven_net(), mesh)
     vectorized = replace(FEW, chain_method="vectorized")
     expect("move one after another", whole, sampling=vectorized)
@@ -638,6 +641,39 @@ def refused(rank: int) -> None:
             check_shards(whole, [estimator], snapshots=False)
     with pytest.raises(MisconfigurationException, match="write snapshots=False"):
         check_shards(whole, [], snapshots=True)
+
+
+def gradient_flow(net: nn.Sequential, precision: Any) -> Tensor:
+    """LLC of each chain without noise, where rounding is all that can differ."""
+    options: dict[str, Any] = {"loss_fn": classification, "nbeta": 20.0, "localization": 5.0}
+    sampling = replace(FEW, precision=precision, chain_method="sequential")
+    sampler = slt.SGLD(step_size=1e-3, temperature=0.0)
+    found: slt.Estimate = slt.estimate(net, blobs(48), [slt.LLC()], sampler=sampler, sampling=sampling, **options)[
+        "llc"
+    ]
+    return found.per_chain
+
+
+def seeded_net() -> nn.Sequential:
+    torch.manual_seed(5)
+    return uneven_net()
+
+
+def flow_in_precisions(rank: int) -> None:
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    net = shard(seeded_net(), init_device_mesh("cpu", (2,)))
+    torch.save({p: gradient_flow(net, p) for p in ("bf16", "float32")}, f"flow{rank}.pt")
+
+
+def test_precision_of_the_passes() -> None:
+    """Gathered weights are cast as those of a whole network are."""
+    in_processes(flow_in_precisions)
+    whole = {p: gradient_flow(seeded_net(), p) for p in ("bf16", "float32")}
+    assert not torch.equal(whole["bf16"], whole["float32"])
+    for rank in range(2):
+        found = torch.load(f"flow{rank}.pt")
+        for precision, expected in whole.items():
+            assert torch.equal(found[precision], expected)
 
 
 def kernel_of_means() -> slt.LossKernel:

@@ -86,3 +86,76 @@ def test_training_is_untouched(tmp_path, precision):
     monitor = slt.LLCMonitor(every_n_train_steps=2, sampling=slt.SamplingConfig(num_chains=2, num_draws=10))
     for plain, watched in zip(weights([]), weights([monitor]), strict=True):
         assert torch.equal(plain.cpu(), watched.cpu())
+
+
+class Seen:
+    """What a loss saw: on a class, because readings put back what a loss changes."""
+
+    allocated = []
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_what_training_keeps_makes_room_for_a_reading(tmp_path, offload):
+    """Gradients and two states of Adam are three copies of the weights."""
+
+    class Wide(Net):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(8, 2**20), nn.ReLU(), nn.Linear(2**20, 2))
+
+    def loss(module, batch):
+        Seen.allocated.append(torch.cuda.memory_allocated())
+        return nn.functional.cross_entropy(module.net(batch[0]), batch[1], reduction="none")
+
+    monitor = slt.LLCMonitor(
+        loss_fn=loss, offload=offload, at_steps=[3], sampler=slt.SGLD(step_size=1e-6), nbeta=10.0, localization=10.0,
+        sampling=slt.SamplingConfig(num_chains=2, num_draws=2, num_burnin=0, batch_size=8, chain_method="sequential"),
+    )  # fmt: skip
+    Seen.allocated.clear()
+    x = torch.randn(32, 8)
+    trainer = L.Trainer(
+        max_steps=3, accelerator="gpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, callbacks=[monitor], default_root_dir=tmp_path,
+    )  # fmt: skip
+    module = Wide()
+    weights = 4 * sum(p.numel() for p in module.parameters())
+    trainer.fit(module, DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=8))
+    first, last = Seen.allocated[0], Seen.allocated[-1]  # before there were gradients and states, and at step 3
+    assert (last - first > 2.5 * weights) == (not offload)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_precision_of_the_passes(precision):
+    """The same noise and minibatches: what rounding adds is below the standard error, and switches are put back."""
+    torch.set_float32_matmul_precision("highest")
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    exact, found = (llc("cuda", num_chains=16, precision=p) for p in ("float32", precision))
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    difference = found.per_chain - exact.per_chain
+    assert abs(float(difference.mean())) < exact.stderr
+    if precision != "tf32":  # products as thin as these may be made without it
+        assert torch.equal(found.per_chain, exact.per_chain) == (precision == "float32")
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_kernels_of_a_precision(precision):
+    """A product in the loss has the error of its arithmetic: 2⁻²⁴, 2⁻¹¹ and 2⁻⁹ are half a unit of the last place."""
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("needs a device with TF32 and bfloat16 (compute capability 8.0)")
+    torch.manual_seed(0)
+    x, w = torch.randn(512, 256, device="cuda"), torch.randn(256, 256, device="cuda")
+    rows = []
+
+    def loss(weights, batch):
+        rows.append((batch[0] @ weights["w"]).float().detach())
+        return (batch[0] @ weights["w"]).float().square().mean()
+
+    posterior = slt.LocalPosterior(loss=loss, anchor={"w": w}, nbeta=1.0, localization=1.0)
+    config = slt.SamplingConfig(
+        num_chains=2, num_draws=1, batch_size=512, precision=precision, chain_method="sequential"
+    )
+    list(slt.sample(posterior, slt.SGLD(step_size=0.0), TensorDataset(x), config))
+    exact = x.double() @ w.double()
+    error = float((rows[0].double() - exact).norm() / exact.norm())
+    low, high = {"float32": (0, 2e-6), "tf32": (2e-5, 1e-3), "bf16": (1e-3, 1e-2)}[precision]
+    assert low < error < high
