@@ -1,9 +1,8 @@
-r"""How some operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
+r"""How three operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
 
 Attention has a fused CPU kernel without a batching rule: the chain axis is folded into the batch. Convolutions become
 one grouped convolution, whose rounding changes with the number of groups: on the CPU they run chain by chain, which is
-as fast and makes the bits of a chain independent of its company. Under autocast a bias is added to products apart, and
-would turn them into float32 again: it is cast with the rest.
+as fast and makes the bits of a chain independent of its company.
 """
 
 from __future__ import annotations
@@ -20,29 +19,19 @@ _CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.c
 
 
 class ChainRules(TorchFunctionMode):
-    """Inside, attention, layers with a bias and batch norm under ``torch.vmap`` follow the rules of this file."""
+    """Inside, attention, convolutions and batch norm under ``torch.vmap`` follow the rules of this file."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Divert these, pass everything else on."""
+        """Divert the three, pass everything else on."""
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
         if func in _CONVOLUTIONS:
-            return _convolution(func, *map(_cast, args), **{name: _cast(v) for name, v in (kwargs or {}).items()})
-        if func is F.linear:
-            return func(*map(_cast, args), **{name: _cast(v) for name, v in (kwargs or {}).items()})
+            return _convolution(func, *args, **(kwargs or {}))
         if func is F.batch_norm:
             return _batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
-
-
-def _cast(value: Any) -> Any:
-    """What autocast makes of an argument of a layer, where there is any."""
-    if not (isinstance(value, Tensor) and value.dtype == torch.float32):
-        return value
-    device = value.device.type
-    return value.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else value
 
 
 def _convolution(

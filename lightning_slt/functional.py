@@ -19,7 +19,7 @@ from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
 from lightning_slt.boundary import HOW_TO_WRITE_A_LOSS, batch_index, check_loss_fn, describe, ready_made
-from lightning_slt.precision import Precision, check_network, forward_context
+from lightning_slt.precision import Precision, autocast_rules, check_network, forward_context
 from lightning_slt.sharding import InPlace, at_rest, casts_of, local, shard_axis, shards_of
 from lightning_slt.types import Batch, LossFn, Params
 
@@ -137,9 +137,7 @@ class ModuleLoss:
             return self._evaluate_in_place({**self.weights, **weights}, batch)
         tensors = {**self.weights, **weights, **self._buffers}
         versions = [b._version for b in self._buffers.values()]
-        with self._context():
-            if torch.is_autocast_enabled(self.device.type):
-                torch.clear_autocast_cache()  # the cache goes by identity, and the sampler moves weights in place
+        with self._context(), autocast_rules(self.device.type):
             bound = {self._names[name]: value for name, value in tensors.items()}
             losses = functional_call(self._bound, bound, (self.loss_fn, batch), tie_weights=self._tied)
         if versions != [b._version for b in self._buffers.values()]:
@@ -148,9 +146,7 @@ class ModuleLoss:
 
     def _evaluate_in_place(self, weights: Params, batch: Batch) -> Tensor:
         def run() -> Tensor:
-            with self._context():
-                if torch.is_autocast_enabled(self.device.type):
-                    torch.clear_autocast_cache()
+            with self._context(), autocast_rules(self.device.type):
                 return _checked(self.loss_fn(self.module, batch))
 
         return self._in_place(run, weights, self._pristine)

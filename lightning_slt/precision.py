@@ -7,12 +7,14 @@ hardware can. That switch belongs to the whole process: it is set for a pass and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lightning_slt.types import Batch, FunctionalLoss, Params
 
@@ -32,6 +34,16 @@ _PLACES: list[Any] = [
     if hasattr(place, "fp32_precision")
 ]
 """Where newer versions of torch keep the same, one for each kind of operation."""
+
+
+_COARSE = frozenset({F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d})
+_COARSE |= {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+"""Layers with a bias."""
+
+_EXACT = frozenset({F.cross_entropy, F.nll_loss, F.kl_div, F.binary_cross_entropy_with_logits, F.cosine_similarity})
+_EXACT |= {F.log_softmax, torch.log_softmax, Tensor.log_softmax, F.softmax, torch.softmax, Tensor.softmax}
+_EXACT |= {F.layer_norm, F.group_norm, F.normalize, torch.layer_norm, torch.group_norm}
+"""Functions that autocast runs in float32, and that are made of others."""
 
 
 def check_precision(given: object) -> None:
@@ -142,13 +154,56 @@ def _set_each(values: Sequence[str]) -> None:
             place.fp32_precision = value
 
 
+class _AutocastRules(TorchFunctionMode):
+    """Casts what functions are given, as autocast does, before ``torch.vmap`` takes them apart.
+
+    Autocast would only meet the parts. A bias added apart makes float32 of a product; and a cross-entropy of bfloat16
+    logits, whose log-softmax then runs in bfloat16, comes in steps of a hundredth of a nat.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in _COARSE:
+            args, given = _cast(args, given, torch.float32, self._dtype)
+        elif func in _EXACT:
+            args, given = _cast(args, given, self._dtype, torch.float32)
+        return func(*args, **given)
+
+
+def _cast(
+    args: Sequence[Any], kwargs: Mapping[str, Any], before: torch.dtype, after: torch.dtype
+) -> tuple[list[Any], dict[str, Any]]:
+    def cast(value: Any) -> Any:
+        return value.to(after) if isinstance(value, Tensor) and value.dtype == before else value
+
+    return [cast(value) for value in args], {name: cast(value) for name, value in kwargs.items()}
+
+
+def autocast_rules(device_type: str) -> AbstractContextManager[Any]:
+    """What a forward pass needs beside autocast, where there is any, for many chains to round as one does.
+
+    And without casts from before: autocast's cache goes by identity, and the sampler moves weights in place.
+    """
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    torch.clear_autocast_cache()
+    return _AutocastRules(torch.get_autocast_dtype(device_type))
+
+
 def in_precision(loss: FunctionalLoss, precision: Precision | None) -> FunctionalLoss:
     """A loss whose evaluations run in some precision, on the device of the weights that it gets."""
     if precision is None:
         return loss
 
     def run(weights: Params, batch: Batch) -> Tensor:
-        with forward_context(precision, next(iter(weights.values())).device.type):
+        device = next(iter(weights.values())).device.type
+        with forward_context(precision, device), autocast_rules(device):
             losses = loss(weights, batch)
         return losses.float() if losses.dtype == torch.bfloat16 else losses
 

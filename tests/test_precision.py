@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from models import Classifier, assert_untouched, blobs, few_draws, loader_of, trainer_for
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import lightning_slt as slt
 from lightning_slt import sampling
-from lightning_slt.functional import ModuleLoss
+from lightning_slt.data import load_data
+from lightning_slt.functional import ModuleLoss, one_by_one
 from lightning_slt.isolation import isolated
 from lightning_slt.losses import classification
+from lightning_slt.passes import SequentialPasses, VectorizedPasses
 from lightning_slt.precision import _PLACES, kernels
 
 pytestmark = pytest.mark.usefixtures("elsewhere", "switches")
@@ -170,6 +173,53 @@ def test_positions_noise_and_losses_stay_in_float32(route: Any, monkeypatch: pyt
         assert torch.equal(plain, bf16)
     assert walks["bf16"][2].dtype == torch.float32
     assert not torch.equal(walks[None][2], walks["bf16"][2])
+
+
+def short(x: Tensor, y: Tensor) -> Tensor:
+    return -x.log_softmax(-1)[torch.arange(len(y)), y]
+
+
+LOSSES = {
+    "cross_entropy": lambda x, y: F.cross_entropy(x, y, reduction="none"),
+    "log_softmax": short,
+    "softmax": lambda x, y: -torch.softmax(x, -1).log()[torch.arange(len(y)), y],
+    "bce": lambda x, y: F.binary_cross_entropy_with_logits(x[:, 0], (y == 0).float(), reduction="none"),
+    "mse": lambda x, y: F.mse_loss(x[:, 0], y.float(), reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("training", [True, False])
+def test_losses_of_coarse_logits_are_exact(name: str, training: bool) -> None:
+    """Chain by chain, many chains, sample by sample: a layer in bfloat16, and the loss of its logits in float32.
+
+    ``vmap`` takes functions apart before autocast sees them, so that it would lose the second. The logits are multiples
+    of a quarter, which bfloat16 holds without rounding.
+    """
+    g = torch.Generator().manual_seed(0)
+    module = nn.Linear(4, 3)
+    for weights in module.parameters():
+        weights.data = torch.randint(-4, 5, weights.shape, generator=g) / 4
+    x, y = torch.randint(-2, 3, (64, 4), generator=g).float(), torch.randint(0, 3, (64,), generator=g)
+    expected = LOSSES[name](module(x).detach(), y)
+    dtypes: set[torch.dtype] = set()
+
+    def own_loss(module: Any, batch: Any) -> Tensor:
+        logits = module(batch[0])
+        dtypes.add(logits.dtype)
+        return LOSSES[name](logits, batch[1])
+
+    with isolated(module, seed=0), torch.autocast("cpu", torch.bfloat16, enabled=training):
+        loss = ModuleLoss(module, own_loss, precision=None if training else "bf16")
+        mean = loss.with_loss(lambda module, batch: own_loss(module, batch).mean())
+        posterior = slt.LocalPosterior(loss=loss, anchor=dict(loss.weights), nbeta=1.0, localization=1.0)
+        batch = load_data(TensorDataset(x, y)).chain_batch(torch.arange(64))
+        for passes in (VectorizedPasses, SequentialPasses):
+            for row in passes(posterior, posterior.anchor_row.repeat(2, 1)).losses(batch):
+                torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-6)
+        alone = one_by_one(mean, loss.weights, (x, y))
+    torch.testing.assert_close(alone.detach(), expected, rtol=1e-5, atol=1e-6)
+    assert dtypes == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("route", ROUTES)
