@@ -1,8 +1,8 @@
 """TensorBoard's entry point for the tab "SLT".
 
 A module of its own, because TensorBoard imports the entry points of all plugins whenever it starts: inside
-``lightning_slt`` it would bring torch and Lightning with it, three seconds each time. They are imported when the tab is
-opened.
+``lightning_slt`` it would bring torch and Lightning with it, three seconds each time. They are imported in
+the background where a run keeps records, at the latest when the tab is opened.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from tensorboard.plugins import base_plugin
@@ -33,7 +35,8 @@ class SLTPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has 
         self._provider = context.data_provider
 
     def get_plugin_apps(self) -> dict[str, Application]:
-        """The routes."""
+        """The routes; from now on they may be asked."""
+        Thread(target=self._prepare, daemon=True).start()
         return {"/static/*": self._answer, "/data/*": self._answer}
 
     def is_active(self) -> bool:
@@ -43,6 +46,10 @@ class SLTPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         """Where the front end begins."""
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="SLT")
+
+    def _prepare(self) -> None:
+        if self.is_active():
+            import_module("lightning_slt.tab.plugin")
 
     def _answer(self, environ: Any, start_response: Any) -> Any:
         return self._tab(environ, start_response)

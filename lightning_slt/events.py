@@ -1,10 +1,11 @@
-"""What happened in a run, beside its readings: boundaries of stages, alerts, turns and peaks of influence."""
+"""What happened in a run, beside its readings: boundaries of stages, alerts, turns and peaks of influence; stages."""
 
 from __future__ import annotations
 
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from lightning_slt.files import append_line
 from lightning_slt.records import FOLDER
 
 ENDING = ".events"
+
+STAGES = ".stages"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,85 @@ def load_events(run_dir: str | Path) -> list[RunEvent]:
                 continue
             found[file, event.kind, event.quantity, round(event.step)] = event
     return sorted(found.values(), key=lambda event: event.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStage:
+    """A stage of one quantity, as a callback has found it with its own settings.
+
+    Attributes:
+        source: Name of the callback.
+        quantity: Tag of the number.
+        known_at: Step of the reading, or of the end, at which it was found.
+        name: ``A1``, ``B1``, ….
+        kind: "A" where the quantity rises, "B" where it falls.
+        start: First step.
+        end: Last step; of the last stage the last reading so far.
+        hidden: The quantity moves beyond its error while the loss does not.
+    """
+
+    source: str
+    quantity: str
+    known_at: int
+    name: str
+    kind: str
+    start: float
+    end: float
+    hidden: bool
+
+
+def write_stages(run_dir: str | Path | None, stages: Sequence[RunStage]) -> None:
+    """Append all stages of one quantity to ``<run dir>/slt_records/<source>.stages``, in place of those before.
+
+    Args:
+        run_dir: Folder of the logs; nothing is written without one.
+        stages: Of one source and quantity; nothing is written without any.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    if run_dir is None or not stages:
+        return
+    path = Path(run_dir) / FOLDER / f"{stages[0].source}{STAGES}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    append_line(path, json.dumps([asdict(stage) for stage in stages], ensure_ascii=False, allow_nan=False))
+
+
+def load_stages(records: str | Path) -> list[RunStage]:
+    """Stages that callbacks have found in one run, those of each quantity as they were found last.
+
+    Args:
+        records: Folder of the run's records.
+
+    Returns:
+        Stages by quantity, in order; lines that are broken are left out with a warning.
+
+    >>> import tempfile
+    >>> stage = RunStage(source="stages", quantity="slt/full/llc", known_at=90, name="A1", kind="A", start=1.0,
+    ...                  end=80.0, hidden=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_stages(folder, [stage])
+    ...     load_stages(Path(folder) / "slt_records") == [stage]
+    True
+    """
+    found: dict[tuple[str, str], list[RunStage]] = {}
+    for file in sorted(Path(records).rglob(f"*{STAGES}")):
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            try:
+                stages = [_decode_stage(row) for row in json.loads(line)]
+                found[stages[0].source, stages[0].quantity] = stages
+            except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
+                warnings.warn(f"{file}:{number} tells no stages and is left out ({error!r})", stacklevel=2)
+    return [stage for stages in found.values() for stage in stages]
+
+
+def _decode_stage(row: dict[str, object]) -> RunStage:
+    texts = {name: str(row[name]) for name in ("source", "quantity", "name", "kind")}
+    start, end = (float(row[name]) for name in ("start", "end"))  # type: ignore[arg-type]
+    if not (math.isfinite(start) and math.isfinite(end)):
+        raise ValueError(f"a stage from {start} to {end}")
+    known_at, hidden = int(row["known_at"]), bool(row["hidden"])  # type: ignore[call-overload]
+    return RunStage(start=start, end=end, known_at=known_at, hidden=hidden, **texts)
 
 
 def _decode(row: dict[str, object]) -> RunEvent:

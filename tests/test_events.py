@@ -15,7 +15,7 @@ from test_stagewise import STEPS, curve, heard
 import lightning_slt as slt
 from lightning_slt.callbacks.stagewise import InfluenceFollower
 from lightning_slt.callbacks.surroundings import record
-from lightning_slt.events import write_event
+from lightning_slt.events import load_stages, write_event
 from lightning_slt.reporting.events import MOST, happenings
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -57,6 +57,32 @@ def test_influence_that_turns_is_kept() -> None:
     found = slt.load_events(".")
     assert {(e.kind, round(e.step)) for e in found} == {(e.kind, round(e.step)) for e in follower.told}
     assert all(e.source == "inf" and e.quantity == "cats → dogs" and e.known_at >= e.step for e in found)
+
+
+def test_stages_that_a_monitor_found_are_kept_as_it_reports_them() -> None:
+    """With its own settings, of a scalar without an error: those of the end take the place of earlier ones."""
+    stages = slt.StageMonitor(QUANTITY, mark="end", bandwidth=0.3, name="mine")
+    fit(stages)
+    report = stages.report().stages
+    assert len(report) == 3
+    kept = load_stages("slt_records")
+    assert {(stage.source, stage.quantity, stage.known_at) for stage in kept} == {("mine", QUANTITY, 300)}
+    assert [(k.name, k.kind, k.start, k.end, k.hidden) for k in kept] == [
+        (s.name, s.kind, s.start, s.end, s.hidden) for s in report
+    ]
+    assert len(Path("slt_records/mine.stages").read_text().splitlines()) == 3  # two announcements and the end
+
+
+@pytest.mark.parametrize("broken", ['[{"half', "[]", "null", "[3]", "{}", "[" * 100_000])
+def test_stages_that_are_broken_are_left_out(broken: str) -> None:
+    fit(slt.StageMonitor(QUANTITY))
+    file, kept = Path("slt_records/stages.stages"), load_stages("slt_records")
+    for line in (broken, file.read_text().splitlines()[-1].replace('"start": ', '"start": NaN, "x": ')):
+        with file.open("a") as end:
+            end.write(line + "\n")
+    with pytest.warns(UserWarning, match=r"stages\.stages:\d tells no stages and is left out") as warned:
+        assert load_stages("slt_records") == kept
+    assert len(warned) == 2
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

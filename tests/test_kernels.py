@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 
 import pytest
 import torch
 from scipy import stats
+from sklearn.cluster import KMeans
 from sklearn.decomposition import KernelPCA
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
@@ -16,7 +16,7 @@ from lightning_slt import gram
 from lightning_slt.analysis import agreement as agreeing
 from lightning_slt.analysis import kernels
 from lightning_slt.analysis.agreement import adjusted_rand, agreement, auc, group_means, mantel, path_distances
-from lightning_slt.analysis.kernels import clusters, order, pca, suspects
+from lightning_slt.analysis.kernels import clusters, k_means, order, pca, suspects
 from lightning_slt.gram import compressed, effective_rank, matrix_factor, neighbours, normalized, purity, spectrum
 
 
@@ -145,15 +145,35 @@ def test_clusters_of_samples_some_of_which_never_move():
     assert adjusted_rand(found[moving], labels[moving]) == 1.0
 
 
-def test_what_has_no_clusters(monkeypatch):
+def test_what_has_no_clusters():
     factor, _ = blocks()
     with pytest.raises(ValueError, match="between 1 and 48 clusters of 48 samples, got 49"):
         clusters(factor, 49)
     with pytest.raises(ValueError, match="not finite"):
         clusters(factor * math.nan, 2)
-    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(ImportError, match="clusters need scikit-learn; pip install lightning_slt\\[analysis\\]"):
-        clusters(factor, 4)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_k_means_is_as_good_as_scikit_learns(count):
+    """Of noise without groups, whose best grouping no algorithm is sure to find: not worse by three standard errors."""
+    worse = []
+    for seed in range(20):
+        rows = random(200, 5, seed=seed)
+        theirs = KMeans(count, n_init=10, random_state=0).fit(rows.numpy()).labels_
+        sums = []
+        for found in (torch.as_tensor(theirs).long(), k_means(rows, count)):
+            means = torch.stack([rows[found == k].mean(0) for k in range(count)])
+            sums.append(float((rows - means[found]).square().sum()))
+        assert torch.equal(torch.cdist(rows, means).argmin(1), found)  # no row is nearer to another group's mean
+        worse.append(sums[1] - sums[0])
+    difference = torch.tensor(worse)
+    assert difference.mean() <= 3 * difference.std() / math.sqrt(len(worse))
+
+
+def test_k_means_of_fewer_different_rows_than_groups():
+    rows = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    first, second, third, fourth = k_means(rows, 3).tolist()
+    assert (first == second, third == fourth, first == third) == (True, True, False)
 
 
 def test_order_keeps_groups_together_and_the_typical_first():

@@ -8,7 +8,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from werkzeug.test import Client
 import lightning_slt as slt
 from lightning_slt.analysis.kernels import normalized
 from lightning_slt.cli import main
-from lightning_slt.events import RunEvent, write_event
+from lightning_slt.events import RunEvent, RunStage, write_event
 from lightning_slt.records import RecordWriter
 from lightning_slt.results import StoredResult
 from lightning_slt.tab.plugin import Tab
@@ -88,20 +88,21 @@ from tensorboard import default, program
 from tensorboard.backend import application
 from werkzeug.test import Client
 
-ours = "/data/plugin/slt/"
+ours, torch = "/data/plugin/slt/", []
 for fast in ("false", "true"):
     board = program.TensorBoard(plugins=default.get_plugins())
+    torch.append("torch" in sys.modules)
     board.configure(argv=["", "--logdir", sys.argv[1], "--load_fast", fast, "--reload_interval", "0"])
     provider, multiplexer = board._make_data_provider()
     client = Client(application.TensorBoardWSGIApp(board.flags, board.plugin_loaders, provider, None, multiplexer))
-    listed, torch = client.get("/data/plugins_listing").json["slt"], "torch" in sys.modules
+    listed = client.get("/data/plugins_listing").json["slt"]
     for _ in range(100):  # event files are read in a thread or a process of their own
         timeline = client.get(ours + "data/timeline", query_string={"run": sys.argv[2]})
         if timeline.json["scalars"]:
             break
         time.sleep(0.1)
     print(json.dumps({
-        "provider": type(provider).__name__, "active": listed["enabled"], "tab": listed["tab_name"], "torch": torch,
+        "provider": type(provider).__name__, "active": listed["enabled"], "tab": listed["tab_name"], "torch": torch[0],
         "timeline": timeline.json, "runs": client.get(ours + "data/runs").json, "headers": dict(timeline.headers),
         "static": client.get(listed["loading_mechanism"]["module_path"]).content_type,
     }))
@@ -223,6 +224,24 @@ def test_a_timeline_of_many_readings_comes_in_parts(
     assert asked(whole, "timeline", run=".") == asked(client, "timeline", run=".")
 
 
+def test_progress_alone_is_told_until_twice_as_much_is_known(
+    runs: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that all parts together are at most twice as long as the whole."""
+    write(runs, *(at(index, {"llc": llc(index, index + 1.0)}) for index in range(8)))
+    monkeypatch.setattr("lightning_slt.tab.plugin.PATIENCE", 0.0)
+    known, parts = 0, []
+    for _ in range(8):
+        found = asked(client, "timeline", run=".", known=known)
+        if "monitors" in found:
+            known = len(found["monitors"][0]["steps"])
+            parts.append(known)
+        else:
+            assert found.keys() == {"run", "stamp", "waiting", "read"}
+            assert found["waiting"] + found["read"] == 8
+    assert parts == [1, 2, 4, 8]
+
+
 def test_a_reading_that_waits_is_found(runs: Path, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a later line makes it again: what is asked for is what stands."""
     writer = write(runs, *(at(index, {"llc": llc(index, index + 1.0)}) for index in range(8)))
@@ -254,6 +273,26 @@ def test_stages_are_those_of_the_detector(runs: Path, client: Client) -> None:
     assert (first["quantity"], first["name"], first["type"]) == ("slt/full/llc", "A1", "A")
     assert (first["start"], first["end"], second["name"]) == (float(steps[0]), second["start"], "A2")
     assert math.exp(4.0) < first["end"] < math.exp(7.0)
+
+
+def test_stages_that_a_monitor_found_stand_first(runs: Path, client: Client) -> None:
+    """As it found them, of any number; the last one reaches the last reading. Of other numbers they are looked for."""
+    write(runs, *(at(k, {"llc": llc(k - 0.1, k + 0.1), "other": llc(k - 0.1, k + 0.1)}) for k in range(9)))
+    common = {"source": HOSTILE, "quantity": "slt/full/llc", "known_at": 40}
+    found = [
+        RunStage(**common, name="A1", kind="A", start=10.0, end=22.5, hidden=False),
+        RunStage(**common, name="B1", kind="B", start=22.5, end=40.0, hidden=True),
+    ]
+    (runs / "slt_records" / "mine.stages").write_text(json.dumps([asdict(stage) for stage in found]) + "\n[3]\n")
+    timeline = asked(client, "timeline", run=".")
+    mine = {"source": HOSTILE, "quantity": "slt/full/llc"}
+    assert timeline["stages"][:2] == [
+        {**mine, "name": "A1", "start": 10.0, "end": 22.5, "type": "A", "hidden": False},
+        {**mine, "name": "B1", "start": 22.5, "end": 80.0, "type": "B", "hidden": True},
+    ]
+    assert [(stage["source"], stage["quantity"]) for stage in timeline["stages"][2:]] == [(None, "slt/full/other")]
+    (message,) = timeline["messages"]
+    assert "mine.stages:2 tells no stages" in message
 
 
 PLAIN = (

@@ -51,6 +51,12 @@ LARGEST = 2000
 ROUNDS = 3
 """How often further samples join: centres of all samples are less noisy than those of the first ones."""
 
+STARTS = 10
+"""Of k-means."""
+
+TURNS = 300
+"""Of each start, at most."""
+
 MAD = 1.4826
 """Standard deviation of a normal variable over its median absolute deviation."""
 
@@ -97,13 +103,8 @@ def clusters(factor: Tensor, count: int, *, seed: int = 0) -> Tensor:
         Whole numbers from 0 ``[sample]``.
 
     Raises:
-        ImportError: Without scikit-learn.
         ValueError: If there are fewer samples than clusters, or a kernel that is not finite.
     """
-    try:
-        from sklearn.cluster import KMeans  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError("clusters need scikit-learn; pip install lightning_slt[analysis]") from error
     samples = factor.shape[1]
     if not 1 <= count <= samples:
         raise ValueError(f"there must be between 1 and {samples} clusters of {samples} samples, got {count}")
@@ -116,10 +117,51 @@ def clusters(factor: Tensor, count: int, *, seed: int = 0) -> Tensor:
     degree = similar.sum(1).rsqrt()
     leading = torch.linalg.eigh(degree[:, None] * similar * degree)[1][:, -count:]
     rows = torch.nn.functional.normalize(leading, dim=1)
-    found = torch.from_numpy(KMeans(count, n_init=10, random_state=seed).fit(rows.numpy()).labels_).long()
+    found = k_means(rows, count, seed=seed)
     if len(seeds) == samples:
         return found
     return _joined(unit, seeds, found, count)
+
+
+def k_means(rows: Tensor, count: int, *, seed: int = 0) -> Tensor:
+    r"""Groups of least squared distance to their means, the best of :data:`STARTS` starts.
+
+    Means begin at rows chosen with probability in proportion to the squared distance from those before (Arthur &
+    Vassilvitskii 2007), and take turns with groups (Lloyd 1982) until no row changes its group.
+
+    Args:
+        rows: ``[row, column]``.
+        count: How many groups.
+        seed: Of the starts.
+
+    Returns:
+        Whole numbers from 0 ``[row]``.
+
+    >>> k_means(torch.tensor([[0.0], [0.1], [9.0], [9.1]]), 2).diff().abs()
+    tensor([0, 1, 0])
+    """
+    random = torch.Generator().manual_seed(seed)
+    best, least = torch.zeros(len(rows), dtype=torch.long), math.inf
+    for _ in range(STARTS):
+        means = rows[torch.randint(len(rows), (1,), generator=random)]
+        while len(means) < count:
+            far = torch.cdist(rows, means).square().amin(1)
+            if not bool((far > 0).any()):  # there are no more different rows
+                far = torch.ones_like(far)
+            chosen = torch.multinomial(far, 1, generator=random)
+            means = torch.cat([means, rows[chosen]])
+        mine = torch.full((len(rows),), -1, device=rows.device)
+        for _ in range(TURNS):
+            distance, nearest = torch.cdist(rows, means).min(1)
+            if torch.equal(nearest, mine):
+                break
+            mine = nearest
+            sums = torch.zeros_like(means).index_add_(0, mine, rows)
+            sizes = torch.bincount(mine, minlength=count)[:, None]
+            means = torch.where(sizes > 0, sums / sizes.clamp(min=1), means)  # a group that lost all keeps its place
+        if (total := float(distance.square().sum())) < least:
+            best, least = mine, total
+    return best
 
 
 def order(factor: Tensor, groups: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from lightning_slt.callbacks.checks import check_name, explained
 from lightning_slt.callbacks.monitor import SLTMonitor
 from lightning_slt.callbacks.pacing import Pace
 from lightning_slt.callbacks.quantities import check_quantity, owner, row_of
-from lightning_slt.callbacks.surroundings import record, record_dir, tabulate_events
+from lightning_slt.callbacks.surroundings import keep_stages, record, record_dir, tabulate_events
 from lightning_slt.records import Reading
 from lightning_slt.reporting.stages import event_scalars, reservations, stages_figure, stages_table
 from lightning_slt.reporting.tensorboard import write_figure, write_text
@@ -314,6 +314,7 @@ class StageMonitor(Callback):
 
     def _show(self, trainer: pl.Trainer, quantity: str, step: int, *, final: bool) -> None:
         tag = f"{self.name}/{quantity}"
+        keep_stages(trainer, self.name, quantity, known_at=step, stages=self.report(quantity, final=final).stages)
         if self.tables:
             write_text(trainer.loggers, f"{tag}/table", self.table(quantity, final=final), step)
         if self.pictures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_slt.analysis.stages import Stage
 from lightning_slt.callbacks.listening import TellsStages
-from lightning_slt.events import RunEvent, load_events, write_event
+from lightning_slt.events import RunEvent, RunStage, load_events, write_event, write_stages
 from lightning_slt.records import FOLDER
 from lightning_slt.reporting.events import happenings
 from lightning_slt.reporting.tensorboard import write_text
@@ -82,6 +83,24 @@ def record(
         return
     if table:
         tabulate_events(trainer, folder, known_at)
+
+
+def keep_stages(trainer: pl.Trainer, source: str, quantity: str, *, known_at: int, stages: Sequence[Stage]) -> None:
+    """Keep what a callback has found beside the records, for TensorBoard's tab; a collective call."""
+    folder = record_dir(trainer)
+    if not trainer.is_global_zero:
+        return
+    rows = [
+        RunStage(
+            source=source, quantity=quantity, known_at=known_at, name=stage.name, kind=stage.kind, start=stage.start,
+            end=stage.end, hidden=stage.hidden,
+        )
+        for stage in stages
+    ]  # fmt: skip
+    try:
+        write_stages(folder, rows)
+    except OSError as error:
+        rank_zero_warn(f"{source}: its stages were not recorded: {error}")
 
 
 def tabulate_events(trainer: pl.Trainer, folder: str | None, step: int) -> None:

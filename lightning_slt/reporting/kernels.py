@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,8 +46,7 @@ def kernel_figure(result: KernelEstimate, *, groups: Tensor | None = None, title
 
     Args:
         result: The kernel.
-        groups: What orders it ``[sample]``; None takes the labels, without those eight clusters, without scikit-learn
-            the order of the data.
+        groups: What orders it ``[sample]``; None takes the labels, without those eight clusters.
         title: Above it.
 
     Raises:
@@ -101,7 +99,7 @@ def _groups(result: KernelEstimate, some: Tensor) -> tuple[Tensor, str]:
     """Of the samples that are shown; clusters of these alone."""
     if result.labels is not None:
         return result.labels[some], "label"
-    if find_spec("sklearn") is not None and len(some) >= GROUPS:
+    if len(some) >= GROUPS:
         return clusters(result.factor[:, some], GROUPS), "cluster"
     return torch.zeros(len(some)), "sample"
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lightning_slt.analysis.stages import Detector, Series, stages
+from lightning_slt.analysis.stages import Detector, Series, Stage, stages
 from lightning_slt.components import FULL
-from lightning_slt.events import load_events
+from lightning_slt.events import RunStage, load_events, load_stages
 from lightning_slt.tab.points import DIGITS, Point, number, reasons
 from lightning_slt.tab.runs import RecordFile, Row, RunRecords, SeriesKey
 
@@ -47,20 +49,30 @@ def timeline(run: str, records: RunRecords, *, stamp: int, messages: Sequence[st
     Returns:
         ``{"run", "stamp", "waiting", "messages", "monitors", "events", "stages", "scalars"}``; positions of ``reasons``
         are those in the columns. ``chains`` stand beside the numbers of all weights. ``waiting`` counts readings that
-        are there and were not read yet; stages are those of all of them.
+        are there and were not read yet. Stages are those that a StageMonitor, their ``source``, found; of other numbers
+        with an error those that all readings show, once none waits.
     """
     events, complaints = _events(records)
     monitors = [_monitor(name, file) for name, file in records.files.items()]
+    found, broken = _found(records, monitors)
+    told = {stage["quantity"] for stage in found}
+    if not records.waiting:
+        found += [stage for monitor in monitors for stage in _stages(monitor, but=told)]
     return {
         "run": run,
         "stamp": stamp,
         "waiting": records.waiting,
-        "messages": [*messages, *complaints],
+        "messages": [*messages, *complaints, *broken],
         "monitors": monitors,
         "scalars": [],
         "events": events,
-        "stages": [] if records.waiting else [stage for monitor in monitors for stage in _stages(monitor)],
+        "stages": found,
     }
+
+
+def progress(run: str, records: RunRecords, *, stamp: int) -> View:
+    """What is told instead of a timeline that is little longer than the last one."""
+    return {"run": run, "stamp": stamp, "waiting": records.waiting, "read": records.read}
 
 
 def _monitor(name: str, file: RecordFile) -> View:
@@ -98,7 +110,38 @@ def _series(key: SeriesKey, rows: Sequence[Row]) -> View:
     return found
 
 
-def _stages(monitor: Mapping[str, Any]) -> list[View]:
+def _found(records: RunRecords, monitors: Sequence[View]) -> tuple[list[View], list[str]]:
+    """Stages that StageMonitors found with their own settings, and what is wrong with the files that tell them."""
+    ends = {monitor["name"]: monitor["steps"][-1] for monitor in monitors if monitor["steps"]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            stages = load_stages(records.folder)
+        except OSError as error:
+            return [], [f"the stages of this run cannot be read: {error}"]
+    shown = []
+    for (source, quantity), group in groupby(stages, key=attrgetter("source", "quantity")):
+        *before, last = group
+        owner = max((name for name in ends if quantity.startswith(f"{name}/")), key=len, default="")
+        shown += [_shown(stage, source=source, quantity=quantity, end=stage.end) for stage in before]
+        end = max(last.end, ends.get(owner, last.end))  # readings since it was found
+        shown.append(_shown(last, source=source, quantity=quantity, end=end))
+    return shown, [str(warning.message) for warning in caught]
+
+
+def _shown(stage: RunStage | Stage, *, source: str | None, quantity: str, end: float) -> View:
+    return {
+        "source": source,
+        "quantity": quantity,
+        "name": stage.name,
+        "start": number(stage.start, digits=DIGITS),
+        "end": number(end, digits=DIGITS),
+        "type": stage.kind,
+        "hidden": stage.hidden,
+    }
+
+
+def _stages(monitor: Mapping[str, Any], *, but: Collection[str]) -> list[View]:
     """Stages of each number of all weights that has an error, as a StageMonitor of the usual settings finds them."""
     found = []
     for series in (s for s in monitor["series"] if s["component"] == FULL and s["field"] == "mean"):
@@ -109,19 +152,10 @@ def _stages(monitor: Mapping[str, Any]) -> list[View]:
         )
         curve = Series.of(list(at), values, stderr, loss)
         quantity = f"{monitor['name']}/{FULL}/{series['key']}"
-        if int(curve.usable.sum()) < 5:
+        if quantity in but or int(curve.usable.sum()) < 5:
             continue
-        for stage in stages(curve, [boundary.step for boundary in Detector().find(curve)]):
-            found.append(
-                {
-                    "quantity": quantity,
-                    "name": stage.name,
-                    "start": number(stage.start, digits=DIGITS),
-                    "end": number(stage.end, digits=DIGITS),
-                    "type": stage.kind,
-                    "hidden": stage.hidden,
-                }
-            )
+        boundaries = [boundary.step for boundary in Detector().find(curve)]
+        found += [_shown(s, source=None, quantity=quantity, end=s.end) for s in stages(curve, boundaries)]
     return found
 
 

@@ -36,7 +36,10 @@ KEPT = 64
 """Views that are kept until their run changes."""
 
 PATIENCE = 0.4
-"""Seconds that a timeline may take to read records; it says how many are left, and the page asks again."""
+"""Seconds that a timeline may take to read records; it says how many are left, and the page asks again.
+
+The page says how many readings it ``knows``: until there are twice as many it is told of the progress alone, so that
+all parts together are twice as long as the whole at most."""
 
 
 class BadRequestError(ValueError):
@@ -164,6 +167,8 @@ class Tab:
         run = _given(request, "run")
         now = self.library.now(run, seconds=PATIENCE if route == "timeline" else 0.0)
         if route == "timeline":
+            if now.records.waiting and now.records.read < 2 * _whole(request, "known", "0"):
+                return data.progress(run, now.records, stamp=now.stamp)
             return self.timeline(run, now, scalars=partial(losses, self.provider, request.environ))
         if route == "trajectory":
             return self.library.kept(lambda: views.trajectory(now.records), now, route, run)

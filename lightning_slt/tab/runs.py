@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from lightning_slt import samplers
 from lightning_slt.components import FULL
-from lightning_slt.events import ENDING
+from lightning_slt.events import ENDING, STAGES
 from lightning_slt.records import FOLDER, FORMAT
 from lightning_slt.tab.points import Point, number, points_of, short
 
@@ -203,6 +203,11 @@ class RunRecords:
         """Lines that are there and not read yet."""
         return sum(len(file.waiting) for file in self.files.values())
 
+    @property
+    def read(self) -> int:
+        """Readings that are known."""
+        return sum(len(file.rows) for file in self.files.values())
+
     def monitors(self) -> list[str]:
         """Names of the monitors that have a file, one of a further run in the same folder as ``slt.1``."""
         return list(self._paths())
@@ -225,7 +230,7 @@ class RunRecords:
     def stamp(self) -> int:
         """A number that changes when anything was added: below 2⁵³, so that JavaScript can hold it."""
         parts = []
-        for path in sorted(_below(self.folder, ".jsonl") + _below(self.folder, ENDING)):
+        for path in sorted(_below(self.folder, (".jsonl", ENDING, STAGES))):
             try:
                 status = path.stat()
             except OSError:
@@ -238,7 +243,7 @@ class RunRecords:
         return {path.relative_to(self.folder).with_suffix("").as_posix(): path for path in sorted(files)}
 
 
-def _below(folder: Path, ending: str) -> list[Path]:
+def _below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
     return [Path(place) / name for place, _, names in os.walk(folder) for name in names if name.endswith(ending)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -114,8 +113,7 @@ def kernel(records: RunRecords, place: Place) -> View:
     if not bool(factor.isfinite().all()):
         raise MissingArrayError("no chain of this reading finished, so that it has no kernel")
     labels = found["labels"][some] if "labels" in found else None
-    many = len(some) >= GROUPS and find_spec("sklearn") is not None
-    groups = clusters(factor, GROUPS) if many else torch.zeros(len(some), dtype=torch.long)
+    groups = clusters(factor, GROUPS) if len(some) >= GROUPS else torch.zeros(len(some), dtype=torch.long)
     components = pca(factor, 2)
     points = torch.nn.functional.pad(components.points, (0, 2 - components.points.shape[1]))
     return {

@@ -6,7 +6,8 @@ import {card} from "./figure.js";
 import {healthView, idOf} from "./health.js";
 import {influenceView} from "./influence.js";
 import {kernelView} from "./kernel.js";
-import {before, closest, failures, latest, mainStages} from "./lists.js";
+import {before, closest, failures, latest, readingsOf, stagesBy} from "./lists.js";
+import {loader} from "./loader.js";
 import {palette} from "./paint.js";
 import {otherNumbers, panels} from "./panels.js";
 import {responsesView} from "./responses.js";
@@ -27,7 +28,7 @@ export function mount(place, origin, {dark = null} = {}) {
   const loaded = new Map(); // run → timeline
   const state = {
     runs: [], chosen: [], focus: null, step: null, following: true, hidden: new Set(), other: [], highlight: null,
-    logSteps: true, logLoss: false, bands: true, chains: true, partBands: false, marks: true, reliableOnly: false,
+    logSteps: true, logLoss: false, bands: true, chains: true, partBands: false, marks: true, reliableOnly: false, stagesOf: null,
     dark: dark ?? system.matches,
     timelines: () => state.chosen.map((run) => loaded.get(run)).filter(Boolean),
   };
@@ -79,6 +80,7 @@ export function mount(place, origin, {dark = null} = {}) {
   });
   const scrub = scrubber({goTo, details, focus: (run) => {
     state.focus = run;
+    side.draw();
     goTo(state.step);
   }});
   const side = sidebar(state, {options: redrawTimeline, run: choose, highlight});
@@ -121,21 +123,12 @@ export function mount(place, origin, {dark = null} = {}) {
     await load();
   }
 
-  async function load() {
-    const problems = [];
-    await Promise.all(state.chosen.map(async (run) => {
-      const {stamp} = state.runs.find((one) => one.run === run);
-      if (loaded.get(run)?.asked === stamp) return;
-      try {
-        const found = await source.fresh("data/timeline", {run});
-        loaded.set(run, {...found, asked: found.waiting ? `${stamp}, but for ${found.waiting}` : stamp});
-      } catch (error) {
-        problems.push(`${run}: ${error.message}`);
-      }
-    }));
+  const load = loader(source, state, loaded, {arrange, progress: (text) => timeline.where(text)});
+
+  function arrange(problems) {
     for (const one of state.runs) {
       const known = loaded.get(one.run);
-      if (known) one.readings = known.monitors.reduce((sum, {steps}) => sum + steps.length, 0);
+      if (known && !known.waiting) one.readings = readingsOf(known);
     }
     const numbers = otherNumbers(state.timelines());
     state.other = state.other.filter((tag) => numbers.includes(tag));
@@ -147,11 +140,7 @@ export function mount(place, origin, {dark = null} = {}) {
     side.draw();
     warn();
     const steps = stepsOf(state.focus);
-    const waiting = state.timelines().reduce((sum, one) => sum + (one.waiting ?? 0), 0);
-    const known = state.timelines().flatMap(({monitors}) => monitors).reduce((sum, one) => sum + one.steps.length, 0);
-    timeline.where(waiting ? `${known} of ${known + waiting} readings are shown so far, evenly spread; the others are being read.` : null);
     goTo(state.following || state.step === null ? steps.at(-1) ?? null : state.step);
-    if (waiting && !problems.length) requestAnimationFrame(load); // once these are drawn
   }
 
   function nothing() {
@@ -200,12 +189,17 @@ export function mount(place, origin, {dark = null} = {}) {
     const marked = state.marks && of;
     model = {
       panels: panels(timelines, state), cursor: state.step, logSteps: state.logSteps, highlight: state.highlight,
-      reliableOnly: state.reliableOnly, stages: marked ? mainStages(of) : [], events: marked ? [...of.events, ...failures(of)] : [],
+      reliableOnly: state.reliableOnly, stages: marked ? stagesOf(of) : [], events: marked ? [...of.events, ...failures(of)] : [],
     };
     timeline.node.hidden = !model.panels.length;
     const words = model.panels.map(({title}) => title).join("; ");
     drawnTimeline.describe(`Timeline of ${state.chosen.join(", ")}: ${words}. Cursor at step ${state.step ?? "none"}.`);
     drawnTimeline.redraw(theme());
+  }
+
+  function stagesOf(of) {
+    const all = stagesBy(of);
+    return all.get(state.stagesOf) ?? [...all.values()][0] ?? [];
   }
 
   // What the reading at the cursor holds, view by view; those out of sight wait until they are seen.
@@ -214,7 +208,7 @@ export function mount(place, origin, {dark = null} = {}) {
     for (const view of all) view.node.hidden = !timeline || state.step === null;
     scrub.node.hidden = !timeline || state.step === null;
     if (!timeline || state.step === null) return;
-    const {run, asked: stamp} = timeline;
+    const {run, stamp} = timeline;
     const step = state.step;
     const messages = [];
     const answers = await Promise.all(timeline.monitors.filter(({steps}) => steps.length).map(async (monitor) => {
@@ -236,7 +230,7 @@ export function mount(place, origin, {dark = null} = {}) {
     views.health.where(messages.join("; "));
     await Promise.all([
       ...Object.keys(KINDS).map((kind) => detail(kind, entries.filter(({estimate}) => estimate.kind === KINDS[kind]), messages.join("; "))),
-      views.health.visible && guard(views.health, () => views.health.update(entries)),
+      views.health.visible && once(views.health, [run, step, stamp], () => views.health.update(entries)),
       follow({run, stamp}, entries.some(({estimate}) => estimate.kind === "Position")),
     ]);
   }
@@ -252,12 +246,24 @@ export function mount(place, origin, {dark = null} = {}) {
     if (!entry) return view.say(failed ? `The reading at the cursor holds nothing to show here: ${failed}` : view.missing);
     if (!view.visible) return;
     view.where(`${idOf(entry)} at step ${entry.step}${entry.estimate.health.ok ? "" : `; unreliable: ${entry.estimate.health.text}`}`);
-    await guard(view, () => view.update(entry));
+    await once(view, [entry.run, entry.step, idOf(entry), entry.index, entry.stamp], () => view.update(entry));
   }
 
   async function follow(where, logged) {
     if (!logged) return views.trajectory.say(views.trajectory.missing);
-    if (views.trajectory.visible) await guard(views.trajectory, () => views.trajectory.update(where));
+    if (views.trajectory.visible) await once(views.trajectory, [where.run, where.stamp], () => views.trajectory.update(where));
+  }
+
+  // Not made again where it stands already.
+  function once(view, what, work) {
+    const wanted = JSON.stringify(what);
+    view.wants = wanted;
+    return guard(view, async () => {
+      if (view.shows === wanted) return;
+      view.shows = null;
+      await work();
+      if (view.wants === wanted) view.shows = wanted;
+    });
   }
 
   async function guard(view, work) {

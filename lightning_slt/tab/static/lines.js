@@ -5,20 +5,21 @@ import {extent, linear, logarithm, padded} from "./scales.js";
 export function valueScale(panel, [from, to], range, {top, bottom}, reliableOnly) {
   let [low, high, positive] = [Infinity, -Infinity, Infinity];
   const take = (value) => {
-    if (!finite(value)) return;
+    if (value - value !== 0) return; // neither NaN nor infinite
     if (value < low) low = value;
     if (value > high) high = value;
     if (value > 0 && value < positive) positive = value;
   };
   for (const line of panel.lines) {
     const [first, last] = range(line.steps);
-    const chains = (line.chained && line.chains) || [];
-    for (let i = first; i <= last; i++) {
-      if (line.steps[i] < from || line.steps[i] > to) continue;
-      if (reliableOnly && line.ok !== null && !line.ok[i]) continue;
-      take(line.values[i]);
-      if (line.band && line.low) take(line.low[i]), take(line.high[i]);
-      for (const chain of chains) take(chain[i]);
+    const band = line.band && line.low ? [line.low, line.high] : [];
+    for (const list of [line.values, ...band, ...((line.chained && line.chains) || [])]) {
+      const values = floats(list);
+      for (let i = first; i <= last; i++) {
+        if (line.steps[i] < from || line.steps[i] > to) continue;
+        if (reliableOnly && line.ok !== null && !line.ok[i]) continue;
+        take(values[i]);
+      }
     }
   }
   if (panel.log && positive <= high) return logarithm(positive / 1.15, high * 1.15, bottom, top);
@@ -31,8 +32,8 @@ export function stepsOf(panels) {
 }
 
 // A line's path as [x, y, whether a stroke begins here]. Of readings that share a column of pixels it keeps the first,
-// lowest, highest and last: the same picture of many readings. places: x of every reading.
-export function path(places, values, y, [start, end]) {
+// lowest, highest and last: the same picture of many readings. places: x of every reading; values: its numbers.
+export function path({places, values, y, range: [start, end]}) {
   const points = [];
   const at = {first: -1, low: 0, high: 0, last: 0, column: 0, jump: true};
   let [lowest, highest, broken] = [0, 0, true];
@@ -46,8 +47,7 @@ export function path(places, values, y, [start, end]) {
     at.first = -1;
   };
   for (let i = start; i <= end; i++) {
-    const value = values[i];
-    const place = value === null || value === undefined ? NaN : y(value);
+    const place = y(values[i]);
     if (!Number.isFinite(place)) {
       flush();
       broken = true;
@@ -66,6 +66,14 @@ export function path(places, values, y, [start, end]) {
   }
   flush();
   return points;
+}
+
+const typed = new WeakMap();
+
+// A list of numbers, NaN where there is none; made once.
+export function floats(list) {
+  if (!typed.has(list)) typed.set(list, Float64Array.from(list, (value) => value ?? NaN));
+  return typed.get(list);
 }
 
 export function finite(value) {

@@ -12,9 +12,13 @@ export function before(steps, step) {
   return Math.max(steps.findLastIndex((one) => one <= step), 0);
 }
 
-// Stages of several quantities would lie on top of each other: those of the first one are drawn.
-export function mainStages({stages}) {
-  return stages.filter(({quantity}) => quantity === stages[0].quantity);
+// Stages of several quantities would lie on top of each other: one of these is chosen.
+export function stagesBy({stages}) {
+  return Map.groupBy(stages, ({source, quantity}) => (source === null ? quantity : `${quantity}, found by ${source}`));
+}
+
+export function readingsOf({monitors}) {
+  return monitors.reduce((sum, {steps}) => sum + steps.length, 0);
 }
 
 export function failures({monitors}) {

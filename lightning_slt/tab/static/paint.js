@@ -1,4 +1,6 @@
 // One drawing code for screen and file: views draw with a painter, which is a canvas or an SVG document.
+import {path} from "./lines.js";
+import {RasterPainter} from "./raster.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
@@ -34,6 +36,15 @@ export class CanvasPainter {
     });
   }
 
+  curve(line, style) {
+    this.line(path(line), style);
+  }
+
+  band(lower, upper, style) {
+    const [low, high] = [lower, upper].map(path);
+    if (low.length > 1) this.area([...low, ...high.reverse()], style);
+  }
+
   circle(x, y, radius, {fill, stroke, width = 1.5, alpha = 1} = {}) {
     this.#with(alpha, (c) => {
       c.beginPath();
@@ -43,22 +54,9 @@ export class CanvasPainter {
     });
   }
 
-  // Many at once, [x, y, fill, what it stands for]: one of each colour is drawn, and its picture set at every place.
-  circles(spots, radius, {stroke, width, alpha = 1}) {
-    if (spots.length < 50) {
-      for (const [x, y, fill] of spots) this.circle(x, y, radius, {fill, stroke, width, alpha});
-      return;
-    }
-    const half = Math.ceil(radius + width);
-    const stamps = new Map([...new Set(spots.map(([, , fill]) => fill))].map(
-      (fill) => [fill, stamp(half, this.context.getTransform().a, (p) => p.circle(half, half, radius, {fill, stroke, width}))],
-    ));
-    this.#with(alpha, (c) => {
-      c.imageSmoothingEnabled = false; // whole pixels are copied far faster
-      for (const [x, y, fill] of spots) {
-        c.drawImage(stamps.get(fill), Math.round(x) - half, Math.round(y) - half, 2 * half, 2 * half);
-      }
-    });
+  // Many at once, [x, y, fill, what it stands for].
+  circles(spots, radius, style) {
+    for (const [x, y, fill] of spots) this.circle(x, y, radius, {...style, fill});
   }
 
   text(x, y, text, {fill, size = 11, anchor = "start", baseline = "alphabetic", rotate = 0, weight = 400} = {}) {
@@ -78,6 +76,17 @@ export class CanvasPainter {
     });
   }
 
+  // A part of the picture in which inside(painter) draws much.
+  crowded(x, y, width, height, inside) {
+    const {a: density, e: left, f: top} = this.context.getTransform();
+    const raster = new RasterPainter(x, y, width, height, density);
+    inside(raster);
+    this.#with(1, (c) => {
+      c.setTransform(1, 0, 0, 1, 0, 0);
+      c.drawImage(raster.picture(), Math.round(x * density + left), Math.round(y * density + top));
+    });
+  }
+
   clip(x, y, width, height, inside) {
     this.#with(1, (c) => {
       c.beginPath();
@@ -93,15 +102,6 @@ export class CanvasPainter {
     draw(this.context);
     this.context.restore();
   }
-}
-
-function stamp(half, density, draw) {
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = Math.round(2 * half * density);
-  const context = canvas.getContext("2d");
-  context.scale(density, density);
-  draw(new CanvasPainter(context));
-  return canvas;
 }
 
 export class SvgPainter {
@@ -128,6 +128,15 @@ export class SvgPainter {
     this.#add("polygon", {points: corners, fill, opacity: alpha});
   }
 
+  curve(line, style) {
+    this.line(path(line), style);
+  }
+
+  band(lower, upper, style) {
+    const [low, high] = [lower, upper].map(path);
+    if (low.length > 1) this.area([...low, ...high.reverse()], style);
+  }
+
   circle(x, y, radius, {fill = "none", stroke = "none", width = 1.5, alpha, data = {}} = {}) {
     const named = Object.fromEntries(Object.entries(data).map(([name, value]) => [`data-${name}`, value]));
     const place = {cx: round(x), cy: round(y), r: radius};
@@ -148,6 +157,10 @@ export class SvgPainter {
   image(picture, x, y, width, height) {
     const style = picture.width > width ? null : "image-rendering: pixelated";
     this.#add("image", {href: picture.toDataURL(), x, y, width, height, preserveAspectRatio: "none", style});
+  }
+
+  crowded(x, y, width, height, inside) {
+    this.clip(x, y, width, height, () => inside(this));
   }
 
   clip(x, y, width, height, inside) {
@@ -214,14 +227,21 @@ export function sequential(share, dark) {
   return `hsl(${hue.toFixed(0)} 70% ${(dark ? 62 + 10 * share : 42 + 4 * share).toFixed(0)}%)`;
 }
 
+const SHADES = 255; // on either side: as many as a screen has
+
 export function heatImage(rows, columns, value, colours) {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, {width: columns, height: rows});
   const context = canvas.getContext("2d");
-  const pixels = context.createImageData(columns, rows);
+  const image = context.createImageData(columns, rows);
+  const pixels = new Uint32Array(image.data.buffer);
+  const shades = Array.from({length: 2 * SHADES + 1}, (_, k) => new Uint32Array(Uint8Array.from(diverging(colours, k / SHADES - 1)).buffer)[0]);
   for (let i = 0; i < rows; i++) {
-    for (let j = 0; j < columns; j++) pixels.data.set(diverging(colours, value(i, j)), 4 * (i * columns + j));
+    for (let j = 0; j < columns; j++) {
+      const one = value(i, j);
+      if (Number.isFinite(one)) pixels[i * columns + j] = shades[Math.round(SHADES * (1 + Math.min(Math.max(one, -1), 1)))];
+    }
   }
-  context.putImageData(pixels, 0, 0);
+  context.putImageData(image, 0, 0);
   return canvas;
 }

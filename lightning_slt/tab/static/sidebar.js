@@ -1,5 +1,6 @@
 // The left column: runs to show, components to show, and how to draw them.
-import {button, checkbox, el} from "./dom.js";
+import {button, checkbox, el, fillSelect, select} from "./dom.js";
+import {stagesBy} from "./lists.js";
 import {palette} from "./paint.js";
 import {componentColour, componentsOf, groupOf, otherNumbers} from "./panels.js";
 
@@ -12,6 +13,10 @@ export function sidebar(state, changed) {
   const parts = el("section", {"data-part": "components", "aria-label": "Components"}, el("h2", {}, "Components"), componentList);
   const otherList = el("div", {});
   const others = el("section", {"data-part": "others", "aria-label": "Other numbers"}, el("h2", {}, "Other numbers"), otherList);
+  const stagesChoice = select("Stages of", [], null, (quantity) => {
+    state.stagesOf = quantity;
+    changed.options();
+  });
   const option = (label, name, title) => checkbox(label, state[name], (on) => {
     state[name] = on;
     changed.options();
@@ -24,6 +29,7 @@ export function sidebar(state, changed) {
     option("Chains of the LLC", "chains", "The value of each chain as a thin line"),
     option("Bands of components", "partBands", "The 90 % interval from the spread between chains"),
     option("Stages and events", "marks"),
+    stagesChoice,
     option("Scale by reliable readings only", "reliableOnly", "Unreliable ones beyond the scale are drawn at its edge"),
   );
   const node = el(
@@ -84,9 +90,16 @@ export function sidebar(state, changed) {
     })));
   }
 
+  function drawStages() {
+    const of = state.timelines().find(({run}) => run === state.focus);
+    const names = of ? [...stagesBy(of).keys()] : [];
+    stagesChoice.hidden = !names.length;
+    fillSelect(stagesChoice.querySelector("select"), names.map((name) => [name, name]), state.stagesOf);
+  }
+
   function light(component) {
     for (const row of componentList.querySelectorAll(".row")) row.classList.toggle("lit", row.dataset.component === component);
   }
 
-  return {node, draw: () => [drawRuns(), drawComponents(), drawOthers()], light};
+  return {node, draw: () => [drawRuns(), drawComponents(), drawOthers(), drawStages()], light};
 }

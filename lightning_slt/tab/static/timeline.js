@@ -1,7 +1,7 @@
 // The timeline: loss, learning coefficients and other numbers over training steps, with stages, events and the cursor.
 import {numberText, withError} from "./dom.js";
 import {figure} from "./figure.js";
-import {finite, path, stepsOf, valueScale} from "./lines.js";
+import {finite, floats, stepsOf, valueScale} from "./lines.js";
 import {nearest, stepScale, tickText} from "./scales.js";
 
 const LEFT = 64;
@@ -11,7 +11,7 @@ const BOTTOM = 40;
 const GAP = 34;
 const TALL = {loss: 120, llc: 210, components: 210};
 const OTHER = 120;
-const DENSE = 500; // points of a path
+const DENSE = 1000; // readings of all lines of a panel
 
 // model() gives {panels, stages, events, cursor, logSteps, highlight, reliableOnly}; told: {cursor(step), highlight(name)}.
 export function timelineFigure(model, told) {
@@ -87,8 +87,10 @@ export function timelineFigure(model, told) {
     if (last) p.text((LEFT + right) / 2, bottom + 34, axis, {fill: theme.soft, anchor: "middle"});
     const {highlight} = model();
     const known = panel.lines.some((line) => lit(line, highlight));
-    p.clip(LEFT - 5, top - 5, right - LEFT + 10, bottom - top + 10, () => {
-      for (const line of panel.lines) drawLine(p, box, line, theme, known && !lit(line, highlight) ? 0.15 : 1);
+    const within = panel.lines.reduce((sum, {steps}) => sum + inView(steps)[1] - inView(steps)[0], 0);
+    const draw = within > DENSE ? p.crowded : p.clip;
+    draw.call(p, LEFT - 5, top - 5, right - LEFT + 10, bottom - top + 10, (inside) => {
+      for (const line of panel.lines) drawLine(inside ?? p, box, line, theme, known && !lit(line, highlight) ? 0.15 : 1);
     });
   }
 
@@ -109,32 +111,35 @@ export function timelineFigure(model, told) {
   function drawLine(p, box, line, theme, strength) {
     const {y} = box;
     const range = inView(line.steps);
-    const along = placesOf(line.steps);
-    if (line.band && line.low) {
-      const [low, high] = [line.low, line.high].map((side) => path(along, side, y, range));
-      if (low.length > 1) p.area([...low, ...high.reverse()], {fill: line.colour, alpha: 0.2 * strength});
-    }
+    const crowded = crowd(line.steps);
+    const of = (list) => ({places: placesOf(line.steps), values: floats(list), y, range});
+    if (line.band && line.low) p.band(of(line.low), of(line.high), {fill: line.colour, alpha: 0.2 * strength});
     for (const chain of (line.chained && line.chains) || []) {
-      p.line(path(along, chain, y, range), {stroke: line.colour, width: 0.6, alpha: 0.45 * strength});
+      p.curve(of(chain), {stroke: line.colour, width: 0.6, alpha: 0.45 * strength});
     }
-    const points = path(along, line.values, y, range);
-    const width = points.length > DENSE ? Math.min(line.width, 1) : line.width; // browsers stroke hairlines far faster
-    p.line(points, {stroke: line.colour, width, dash: line.dash, alpha: strength});
-    if (line.dots !== false) drawDots(p, box, line, theme, strength);
+    p.curve(of(line.values), {stroke: line.colour, width: line.width, dash: crowded ? [] : line.dash, alpha: strength});
+    if (line.dots !== false) drawDots(p, box, line, theme, strength, crowded);
+  }
+
+  // Whether readings stand too near for dots and dashes, on average.
+  function crowd(steps) {
+    const [first, last] = inView(steps);
+    const along = placesOf(steps);
+    return last > first && (along[last] - along[first]) / (last - first) < 5;
   }
 
   // Reliable readings are filled where there is room for them; unreliable ones are hollow and never left out.
-  function drawDots(p, {y, top, bottom}, line, theme, strength) {
+  function drawDots(p, {y, top, bottom}, line, theme, strength, crowded) {
     const [first, last] = inView(line.steps);
     const along = placesOf(line.steps);
-    const crowded = last > first && (along[last] - along[first]) / (last - first) < 5;
     const cell = crowded ? 3 : 1; // dots that lie on each other are one
     const taken = new Set();
     const spots = [];
+    const values = floats(line.values);
     for (let i = first; i <= last; i++) {
       const ok = line.ok === null || line.ok[i];
-      if (!finite(line.values[i]) || (ok && crowded)) continue;
-      const place = y(line.values[i]);
+      if (ok && crowded) continue;
+      const place = y(values[i]);
       if (!Number.isFinite(place)) continue;
       const spot = Math.round(along[i] / cell) * 65536 + Math.round(place / cell);
       if (taken.has(spot)) continue;
