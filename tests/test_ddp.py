@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -241,3 +243,65 @@ def test_a_renewed_run_and_a_search_agree(monkeypatch: pytest.MonkeyPatch) -> No
     assert (
         [r.step for r in slt.load_records("renewed")] == [0, 2, 4, 6] == [r.step for r in slt.load_records("searched")]
     )
+
+
+SCRIPT = """
+import sys
+import lightning as L
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+import lightning_slt as slt
+
+
+class Net(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+class Weights(L.Callback):
+    def on_train_end(self, trainer, module):
+        torch.save(module.state_dict(), f"{folder}/weights{trainer.global_rank}.pt")
+
+
+strategy, folder, watched = sys.argv[1:]
+if __name__ == "__main__":
+    L.seed_everything(0, verbose=False)
+    x = torch.randn(48, 4)
+    data = DataLoader(TensorDataset(x, x.argmax(1).clamp(max=2)), batch_size=8, shuffle=True)
+    sampling = slt.SamplingConfig(num_chains=3, num_draws=4, num_burnin=2, batch_size=8)
+    monitors = [slt.LLCMonitor(sampling=sampling, every_n_train_steps=2)] if watched == "watched" else []
+    L.Trainer(
+        max_epochs=2, accelerator="cpu", strategy=strategy, devices=2, callbacks=[*monitors, Weights()], logger=False,
+        default_root_dir=folder, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    ).fit(Net(), data)
+"""
+
+
+def launched(strategy: str, folder: str, watched: str) -> dict[str, Any]:
+    Path("script.py").write_text(SCRIPT)
+    Path(folder).mkdir()
+    command = [sys.executable, "script.py", strategy, folder, watched]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = [torch.load(f"{folder}/weights{rank}.pt") for rank in range(2)]
+    assert differences(*weights) == []
+    return weights[0]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_processes_may_be_started_in_any_way(strategy: str) -> None:
+    """Scripts that start themselves again and spawned processes read what forked ones do, and train as without."""
+    plain = launched(strategy, "plain", "plain")
+    assert differences(plain, launched(strategy, "watched", "watched")) == []
+    assert differences(plain, launched("ddp_fork", "forked", "watched")) == []
+    read, expected = per_chain("watched"), per_chain("forked")
+    assert len(read) == 4
+    assert differences(read, expected) == []
