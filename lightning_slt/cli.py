@@ -22,7 +22,7 @@ from lightning_slt.callbacks.analysis import Analysis, follows_readings
 from lightning_slt.callbacks.offline import ProcessDiedError, run
 from lightning_slt.callbacks.outlook import outlook
 from lightning_slt.comparing import compare
-from lightning_slt.tab.report import DETAILED, write_report
+from lightning_slt.tab.report import DETAILED, SIZE, write_report
 
 CONFIG = """model:
   class_path: my_package.MyModule      # a class, or a function that returns a module
@@ -150,13 +150,18 @@ def _add_report(commands: Any) -> None:
     command.add_argument(
         "--details", type=int, default=DETAILED, help="readings of each monitor with kernels, health and the like"
     )
+    command.add_argument(
+        "--megabytes", type=float, default=SIZE, help="size of the file up to which such details are added"
+    )
     command.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace) -> None:
-    runs = write_report(options.run_dir, options.out, details=options.details)
-    size = options.out.stat().st_size / 1e6
-    print(f"{options.out}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {size:.1f} MB")  # noqa: T201
+    found = write_report(options.run_dir, options.out, details=options.details, megabytes=options.megabytes)
+    runs, size = f"{len(found.runs)} {'run' if len(found.runs) == 1 else 'runs'}", options.out.stat().st_size / 1e6
+    told = f"{options.out}: {runs}, {size:.1f} MB, {found.readings} readings, details of {found.detailed}"
+    full = f"; those of {found.left_out} more do not fit into {options.megabytes:g} MB (--megabytes)"
+    print(told + full * bool(found.left_out))  # noqa: T201
 
 
 def read_config(path: Path) -> tuple[nn.Module, Any, list[Callback]]:

@@ -536,6 +536,34 @@ def test_report_is_one_file_that_answers_as_the_routes_do(runs: Path, client: Cl
     assert kept["data/trajectory", ("run", "runs")]["error"].startswith("this run logged no trajectory")
 
 
+def test_the_size_of_a_report_is_bounded_and_told(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last readings of each monitor go in first, a small one beside large ones, and every number stands."""
+    traces = {"loss": torch.randn(2, 20_000, dtype=torch.float64)}  # 0.2 MB each
+    for name in ("large", "small"):
+        kept = traces if name == "large" else {}
+        write(runs, *(at(k, {"llc": llc(1.0, 2.0, traces=kept)}) for k in range(9)), name=name)
+    out = tmp_path / "report.html"
+    assert main(["report", str(runs), "--out", str(out), "--megabytes", "1"]) == 0
+    told = capsys.readouterr().out
+    assert out.stat().st_size < 1e6
+    embedded = re.search(r'<script type="application/json" id="data">(.*?)</script>', out.read_text(), re.DOTALL)
+    assert embedded is not None
+    entries = json.loads(embedded[1])
+    (timeline,) = (value for route, _, value in entries if route == "data/timeline")
+    assert [len(monitor["steps"]) for monitor in timeline["monitors"]] == [9, 9]
+    held = {
+        name: [a["index"] for r, a, _ in entries if r == "data/reading" and a["monitor"] == name]
+        for name in ("large", "small")
+    }
+    assert sorted(held["small"]) == list(range(9))
+    assert held["large"] == [8, 0, 4, 6][: len(held["large"])]
+    assert len(held["large"]) > 1
+    many = 9 + len(held["large"])
+    assert f"18 readings, details of {many}; those of {18 - many} more do not fit into 1 MB (--megabytes)" in told
+
+
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
     assert "there are no slt_records below" in capsys.readouterr().err

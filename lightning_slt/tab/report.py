@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -23,8 +25,14 @@ from lightning_slt.tab.views import Place
 DETAILED = 60
 """Readings of each monitor that are embedded with all they left, where nobody says how many."""
 
+SIZE = 50.0
+"""Megabytes that a file may have, where nobody says how many; timelines are whole whatever they take."""
+
 QUERIES = 20
 """Queries of an influence whose samples are embedded."""
+
+Where = Mapping[str, Any]
+"""``{"run", "monitor", "index"}`` of a reading."""
 
 Entry = tuple[str, dict[str, Any], Any]
 """A route, what it is asked, and what it answers: ``{"error": text}`` where it refuses."""
@@ -52,19 +60,34 @@ mount(document.getElementById("report"), embedded(JSON.parse(document.getElement
 """
 
 
-def write_report(run_dir: str | Path, out: str | Path, *, details: int = DETAILED) -> list[str]:
+class Written(NamedTuple):
+    """What a report holds.
+
+    Attributes:
+        runs: Their names.
+        readings: On the timelines.
+        detailed: With all they left.
+        left_out: Readings that were to be held with all they left, and for which there was no room.
+    """
+
+    runs: list[str]
+    readings: int
+    detailed: int
+    left_out: int
+
+
+def write_report(run_dir: str | Path, out: str | Path, *, details: int = DETAILED, megabytes: float = SIZE) -> Written:
     """Write one self-contained HTML file: the tab's views of a run, or of all runs below a folder.
 
     Every reading stands on the timeline; of so many of each monitor, evenly spread and the last among them, the file
-    also holds kernels, responses, influences, health and the traces of all weights.
+    also holds kernels, responses, influences, health and the traces of all weights. The last one of each monitor goes
+    in first, then ever more between, while there is room.
 
     Args:
         run_dir: Folder of a run's logs, or any folder above it.
         out: The file.
         details: Readings of each monitor.
-
-    Returns:
-        Names of the runs.
+        megabytes: Size of the file up to which details are added.
 
     Raises:
         FileNotFoundError: If there are no records there.
@@ -81,16 +104,60 @@ def write_report(run_dir: str | Path, out: str | Path, *, details: int = DETAILE
     names = {run["run"]: folder.name if run["run"] == "." else run["run"] for run in runs}
     entries: list[Entry] = [("data/runs", {}, [{**run, "run": names[run["run"]]} for run in runs])]
     provider = _provider(folder)
+    places: list[Iterator[tuple[RunRecords, Where]]] = []
+    readings = 0
     for run, name in names.items():
         records, stamp, messages = library.now(run)
         timeline = data.timeline(name, records, stamp=stamp, messages=messages)
         scalars = losses(provider, {}, run, list(records.files))
         entries.append(("data/timeline", {"run": name}, {**timeline, "scalars": scalars}))
-        entries += _entries(name, records, details)
-    page = PAGE.format(title=html.escape(f"SLT: {folder.name}"), modules=_modules(), data=_inline(entries))
+        entries.append(("data/trajectory", {"run": name}, _answer(partial(views.trajectory, records))))
+        readings += records.read
+        places += [_readings(name, records, monitor, details) for monitor in records.files]
+    texts = [_inline(entry) for entry in entries]
+    modules = _modules()
+    held, left_out = _fill(texts, places, room=1e6 * megabytes - len(modules) - sum(map(len, texts)))
+    page = PAGE.format(title=html.escape(f"SLT: {folder.name}"), modules=modules, data=f"[{','.join(texts)}]")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(page, encoding="utf-8")
-    return list(names.values())
+    return Written(list(names.values()), readings, held, left_out)
+
+
+def _readings(run: str, records: RunRecords, monitor: str, details: int) -> Iterator[tuple[RunRecords, Where]]:
+    """Those of one monitor that are to be held with all they left: the last one, then ever more between."""
+    indices = _spread([row.index for row in records.files[monitor].rows], details)
+    for index in _inwards(indices):
+        yield records, {"run": run, "monitor": monitor, "index": index}
+
+
+def _fill(texts: list[str], places: Sequence[Iterator[tuple[RunRecords, Where]]], *, room: float) -> tuple[int, int]:
+    """Add what readings left, of each monitor in turn, as long as it fits; how many were added, how many not."""
+    held = left_out = 0
+    waiting = list(places)
+    while waiting:
+        for place in list(waiting):
+            if (found := next(place, None)) is None:
+                waiting.remove(place)
+                continue
+            more = [_inline(entry) for entry in _entries(*found)]
+            if (size := sum(map(len, more)) + len(more)) > room:
+                left_out += 1 + sum(1 for _ in place)
+                waiting.remove(place)
+                continue
+            texts += more
+            room -= size
+            held += 1
+    return held, left_out
+
+
+def _inwards(indices: list[int]) -> list[int]:
+    """The last one first, then those whose distance from it has the most factors of 2.
+
+    >>> _inwards([0, 1, 2, 3, 4])
+    [4, 0, 2, 3, 1]
+    """
+    back = {index: len(indices) - 1 - place for place, index in enumerate(indices)}
+    return sorted(reversed(indices), key=lambda index: -(back[index] & -back[index]) or -math.inf)
 
 
 def _provider(folder: Path) -> MultiplexerDataProvider:
@@ -101,15 +168,12 @@ def _provider(folder: Path) -> MultiplexerDataProvider:
     return MultiplexerDataProvider(multiplexer, str(folder))
 
 
-def _entries(run: str, records: RunRecords, details: int) -> Iterator[Entry]:
-    yield "data/trajectory", {"run": run}, _answer(lambda: views.trajectory(records))
-    for monitor, file in records.files.items():
-        for index in _spread([row.index for row in file.rows], details):
-            where = {"run": run, "monitor": monitor, "index": index}
-            found = _answer(lambda m=monitor, i=index: data.reading(records, m, i))
-            yield "data/reading", where, found
-            for estimate in found.get("estimates", ()):
-                yield from _details(records, where, estimate)
+def _entries(records: RunRecords, where: Where) -> Iterator[Entry]:
+    """All that one reading left."""
+    found = _answer(partial(data.reading, records, where["monitor"], where["index"]))
+    yield "data/reading", dict(where), found
+    for estimate in found.get("estimates", ()):
+        yield from _details(records, where, estimate)
 
 
 def _spread(indices: list[int], count: int) -> list[int]:
@@ -123,7 +187,7 @@ def _spread(indices: list[int], count: int) -> list[int]:
     return [indices[-1 - k * len(indices) // count] for k in reversed(range(count))]
 
 
-def _details(records: RunRecords, where: Mapping[str, Any], estimate: Mapping[str, Any]) -> Iterator[Entry]:
+def _details(records: RunRecords, where: Where, estimate: Mapping[str, Any]) -> Iterator[Entry]:
     """What the views ask of one estimate."""
     place = Place(where["monitor"], where["index"], estimate["component"], estimate["key"])
     asked = {**where, "component": place.component, "key": place.key}
