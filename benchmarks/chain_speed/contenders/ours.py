@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 import lightning_slt as slt
 from benchmarks.chain_speed.cases import per_sample_loss
 from benchmarks.chain_speed.worker import Problem
+from lightning_slt.precision import Precision
 
 ChainMethod = Literal["auto", "vectorized", "sequential"]
 
@@ -21,6 +22,7 @@ class Ours:
     problem: Problem
     data: TensorDataset
     chain_method: ChainMethod
+    precision: Precision | None = None
 
     def run(self, *, num_steps: int, num_burnin: int, seed: int) -> dict[str, Any]:
         """One call of the estimator, `num_steps` draws of every chain."""
@@ -40,6 +42,7 @@ class Ours:
                 batch_size=case.batch_size,
                 seed=seed,
                 chain_method=self.chain_method,
+                precision=self.precision,
             ),
             loss_fn=per_sample_loss,
         )
@@ -47,6 +50,6 @@ class Ours:
         return {"per_chain": [float(value) for value in estimate.per_chain], "failed": list(estimate.health.failed)}
 
 
-def build(problem: Problem, *, chain_method: ChainMethod) -> Ours:
-    """Makes the contender; `chain_method` as in `SamplingConfig`."""
-    return Ours(problem, TensorDataset(*problem.data), chain_method)
+def build(problem: Problem, *, chain_method: ChainMethod, precision: Precision | None = None) -> Ours:
+    """Makes the contender; `chain_method` and `precision` as in `SamplingConfig`."""
+    return Ours(problem, TensorDataset(*problem.data), chain_method, precision)
