@@ -89,7 +89,7 @@ def peaks(timer: Timer, precisions: Sequence[Precision]) -> dict[str, float]:
     large = timer.device.type == "cuda"
     size, buffer = (8192, 2**30) if large else (512, 2**26)
     left, right = (torch.randn(size, size, device=timer.device) for _ in range(2))
-    found = {}
+    found: dict[str, float] = {}
     for precision in precisions:
         with forward_context(precision, timer.device.type):
             a, b = (m.bfloat16() if precision == "bf16" else m for m in (left, right))
