@@ -118,6 +118,7 @@ def test_through_tensorboard(runs: Path, tmp_path: Path) -> None:
         for step in range(3):
             writer.add_scalar(f"train/loss {HOSTILE}", 3.0 - step, step)
             writer.add_scalar("<b>/full/loss", 9.0, step)
+            writer.add_scalar("stages/<b>/full/loss_kernel/n_eff/boundary", 9.0, step)
             writer.add_scalar("accuracy", 1.0, step)
     command = [sys.executable, "-c", BOARD, str(runs), run.name]
     told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)

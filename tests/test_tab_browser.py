@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import lightning_slt as slt
+from lightning_slt.events import RunStage, write_stages
 from lightning_slt.records import RecordWriter
 from lightning_slt.tab.report import write_report
 
@@ -35,7 +36,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -391,6 +392,27 @@ def test_new_readings_appear(page: WebDriver, run: Path) -> None:
     writer.write(replace(last, index=last.index + 1, step=step, global_step=step))
     wait(page, lambda: len(circles(exported(page, "timeline", "SVG"), "LLC")) == before + 1)
     wait(page, lambda: cursor(page).startswith(f"step {step} "))  # it stood on the newest, and goes on there
+
+
+def test_stages_that_monitors_found_are_drawn_of_the_chosen_number(page: WebDriver, run: Path) -> None:
+    last = slt.load_records(run, name="slt")[-1].step
+    for quantity, name in (("slt/full/loss_kernel/n_eff", "B7"), ("slt/full/llc", "A7")):
+        found = RunStage(
+            source="mine", quantity=quantity, known_at=last, name=name, kind="A", start=2.0, end=last, hidden=True
+        )
+        write_stages(run, [found])
+    choice = page.find_element(By.CSS_SELECTOR, "[data-part=options] select")
+    other = "slt/full/loss_kernel/n_eff, found by mine"
+    wait(page, lambda: other in choice.text)
+
+    def drawn() -> str:
+        return " ".join(ElementTree.fromstring(exported(page, "timeline", "SVG")).itertext())
+
+    assert "A7 · rising · hidden in the loss" in drawn()  # the LLC's before others
+    Select(choice).select_by_visible_text(other)
+    words = drawn()
+    assert "B7" in words
+    assert "A7" not in words
 
 
 def test_the_page_reads_numbers_as_numpy_does(page: WebDriver) -> None:

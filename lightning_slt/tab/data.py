@@ -47,7 +47,7 @@ def timeline(run: str, records: RunRecords, *, stamp: int, messages: Sequence[st
         messages: What :meth:`RunRecords.refresh` said.
 
     Returns:
-        ``{"run", "stamp", "waiting", "messages", "monitors", "events", "stages", "scalars"}``; positions of ``reasons``
+        ``{"run", "stamp", "waiting", "messages", "monitors", "events", "stages"}``; positions of ``reasons``
         are those in the columns. ``chains`` stand beside the numbers of all weights. ``waiting`` counts readings that
         are there and were not read yet. Stages are those that a StageMonitor, their ``source``, found; of other numbers
         with an error those that all readings show, once none waits.
@@ -64,7 +64,6 @@ def timeline(run: str, records: RunRecords, *, stamp: int, messages: Sequence[st
         "waiting": records.waiting,
         "messages": [*messages, *complaints, *broken],
         "monitors": monitors,
-        "scalars": [],
         "events": events,
         "stages": found,
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tensorboard import plugin_util
 from tensorboard.backend import http_util
@@ -42,6 +42,9 @@ The page says how many readings it ``knows``: until there are twice as many it i
 all parts together are twice as long as the whole at most."""
 
 
+T = TypeVar("T")
+
+
 class BadRequestError(ValueError):
     """A route was asked for something that it does not understand."""
 
@@ -65,7 +68,7 @@ class Library:
         """Nothing looked at yet."""
         self.folders = folders
         self._records: dict[str, RunRecords] = {}
-        self._kept: dict[tuple[str, ...], tuple[int, View]] = {}
+        self._kept: dict[tuple[str, ...], tuple[int, Any]] = {}
 
     def look(self) -> None:
         """Find the runs that there are now.
@@ -105,7 +108,7 @@ class Library:
         stamp = records.stamp()  # before reading: what is added meanwhile changes the next one
         return Now(records, stamp, records.refresh(seconds=seconds))
 
-    def kept(self, make: Callable[[], View], now: Now, *key: str) -> View:
+    def kept(self, make: Callable[[], T], now: Now, *key: str) -> T:
         """A view, made again only when the run's stamp has changed; the oldest ones are let go."""
         if now.records.waiting:
             return make()
@@ -114,7 +117,8 @@ class Library:
             if len(self._kept) >= KEPT:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = (now.stamp, make())
-        return self._kept[key][1]
+        found: T = self._kept[key][1]
+        return found
 
 
 class Tab:
@@ -154,7 +158,8 @@ class Tab:
                     shape = [("X-Shape", json.dumps(list(values.shape)))]
                     content = values.numpy().astype("<f4").tobytes()
                     return _respond(request, content, "application/octet-stream", headers=shape)
-                answer = json.dumps(self._answer(route, request), allow_nan=False)
+                found = self._answer(route, request)
+                answer = found if isinstance(found, str) else json.dumps(found, allow_nan=False)
         except BadRequestError as error:
             return _error(request, str(error), 400)
         except views.REFUSALS as error:
@@ -182,17 +187,21 @@ class Tab:
         place = _place(request)
         return self.library.kept(lambda: make(now.records, place), now, route, run, *map(str, place))
 
-    def timeline(self, run: str, now: Now, *, scalars: Callable[[str, Sequence[str]], list[View]]) -> View:
-        """The timeline of a run, with the losses that training has logged.
+    def timeline(self, run: str, now: Now, *, scalars: Callable[[str, Sequence[str]], list[View]]) -> str:
+        """The timeline of a run, with the losses that training has logged; written as JSON once, which takes longest.
 
         Args:
             run: Which.
             now: As it is.
             scalars: ``scalars(run, monitors)``, such as :func:`losses` of a provider.
         """
-        make = partial(data.timeline, run, now.records, stamp=now.stamp, messages=now.messages)
-        found = self.library.kept(make, now, "timeline", run)
-        return {**found, "scalars": scalars(run, list(now.records.files))}
+
+        def text() -> str:
+            found = data.timeline(run, now.records, stamp=now.stamp, messages=now.messages)
+            return json.dumps(found, allow_nan=False).removesuffix("}")
+
+        losses_of = json.dumps(scalars(run, list(now.records.files)), allow_nan=False)
+        return f'{self.library.kept(text, now, "timeline", run)}, "scalars": {losses_of}}}'
 
 
 def losses(provider: DataProvider | None, environ: Mapping[str, Any], run: str, monitors: Sequence[str]) -> list[View]:
@@ -210,8 +219,8 @@ def losses(provider: DataProvider | None, environ: Mapping[str, Any], run: str, 
     of = {"experiment_id": plugin_util.experiment_id(environ), "plugin_name": scalar_plugin.PLUGIN_NAME}
     context = plugin_util.context(environ)
     listed = provider.list_scalars(context, run_tag_filter=RunTagFilter(runs=names), **of)
-    ours = tuple(f"{re.sub(r'[.][0-9]+$', '', name)}/" for name in monitors)
-    tags = [t for by_tag in listed.values() for t in by_tag if LOSS.search(t) and not t.startswith(ours)]
+    ours = [f"/{re.sub(r'[.][0-9]+$', '', name)}/" for name in monitors]  # also in what a StageMonitor says of them
+    tags = [t for tags in listed.values() for t in tags if LOSS.search(t) and not any(name in f"/{t}" for name in ours)]
     if not tags:
         return []
     found = provider.read_scalars(context, downsample=POINTS, run_tag_filter=RunTagFilter(names, tags), **of)

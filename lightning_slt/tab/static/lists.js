@@ -12,9 +12,11 @@ export function before(steps, step) {
   return Math.max(steps.findLastIndex((one) => one <= step), 0);
 }
 
-// Stages of several quantities would lie on top of each other: one of these is chosen.
+// Stages of several quantities would lie on top of each other: one of these is chosen. First those that a callback found,
+// and of these the LLC's.
 export function stagesBy({stages}) {
-  return Map.groupBy(stages, ({source, quantity}) => (source === null ? quantity : `${quantity}, found by ${source}`));
+  const rank = ({source, quantity}) => 2 * (source === null) + !quantity.includes("/llc");
+  return Map.groupBy([...stages].sort((a, b) => rank(a) - rank(b)), ({source, quantity}) => (source === null ? quantity : `${quantity}, found by ${source}`));
 }
 
 export function readingsOf({monitors}) {

@@ -31,6 +31,7 @@ body { margin: 0; background: var(--faint); }
 .slt :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .slt label { display: inline-flex; gap: 5px; align-items: center; min-width: 0; }
 .slt .choice > span { color: var(--soft); white-space: nowrap; } .slt .choice select { max-width: 240px; }
+.slt aside .choice { display: block; margin: 2px 0 4px; } .slt aside .choice select { max-width: 100%; width: 100%; }
 .slt .check { display: flex; cursor: pointer; } .slt .check span { overflow-wrap: anywhere; }
 .slt .check input { flex: none; margin: 2px 0; accent-color: var(--accent); }
 .slt .row { display: flex; gap: 6px; align-items: center; border-radius: 4px; padding: 0 3px; }
