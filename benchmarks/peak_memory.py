@@ -1,13 +1,14 @@
 """Peak memory of a reading, over that of training itself, each case in a process of its own.
 
-    python -m benchmarks.peak_memory                       # a transformer of 19 million weights, Adam
+    python -m benchmarks.peak_memory                       # a transformer of 11 million weights, Adam
     python -m benchmarks.peak_memory --width 1024 --layers 8 --cases one-chain
-    python -m benchmarks.peak_memory --device cuda --precision bf16-mixed
+    python -m benchmarks.peak_memory --device cuda --precision bf16-mixed --offload
 
 Peaks are growths over a process that has loaded everything but the network: of the resident set, on CUDA of torch's
 allocator. "Copies" are the reading's peak less what training keeps between steps (weights, gradients, states of Adam),
 in units of the weights in float32: what a reading needs of its own. Sequences are short, so that activations hardly
-count; `projected` adds up the same copies for a network of `--project` weights.
+count; `projected` adds up the same copies for a network of `--project` weights, without and with `offload=True`, which
+takes gradients and states away while a reading is made. The projection is a calculation, the rest is measured.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_slt as slt
+from benchmarks.chain_speed.hardware import hardware_name, slug
 from benchmarks.chain_speed.worker import PeakMemory
 
 VOCABULARY, LENGTH, BATCH, STEPS = 512, 32, 2, 4
@@ -89,7 +92,7 @@ def measure(options: argparse.Namespace, case: str) -> dict[str, Any]:
     torch.zeros(1, device=device)
     memory = PeakMemory(device)
     monitor = slt.LLCMonitor(
-        sampler=slt.SGLD(step_size=1e-7), nbeta=10.0, localization=100.0, at_steps=[STEPS],
+        offload=options.offload, sampler=slt.SGLD(step_size=1e-7), nbeta=10.0, localization=100.0, at_steps=[STEPS],
         sampling=slt.SamplingConfig(num_draws=4, num_burnin=0, batch_size=BATCH, **CASES[case]),
     )  # fmt: skip
     peaks = Peaks(memory)
@@ -98,29 +101,33 @@ def measure(options: argparse.Namespace, case: str) -> dict[str, Any]:
     trainer = pl.Trainer(
         max_steps=STEPS, max_epochs=-1, accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, logger=False,
         precision=options.precision, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[monitor, peaks], default_root_dir=options.out,
+        enable_model_summary=False, callbacks=[monitor, peaks], default_root_dir=tempfile.mkdtemp(),
     )  # fmt: skip
     tokens = torch.randint(0, VOCABULARY, (BATCH, LENGTH))
     trainer.fit(module, DataLoader(TensorDataset(tokens), batch_size=BATCH))
-    weights, kept = 4 * count, 16 * count  # float32 weights, gradients and two states of Adam
+    weights, moved = 4 * count, options.offload and device.type == "cuda"
+    kept = weights if moved else 4 * weights  # in float32; gradients and two states of Adam beside the weights
+    copies = (peaks.reading - kept) / weights
     return {
         "case": case,
         "weights": count,
         "training": peaks.training,
         "reading": peaks.reading,
         "ratio": peaks.reading / peaks.training,
-        "copies": (peaks.reading - kept) / weights,
-        "projected": 4 * options.project * (4 + (peaks.reading - kept) / weights),
+        "copies": copies,
+        "projected": 4 * options.project * (4 + copies),
+        "projected with offload": 4 * options.project * (1 + copies),
     }
 
 
 def main() -> None:
     """Run every case and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--offload", action="store_true", help="with offload=True; it moves nothing on the CPU")
     parser.add_argument("--project", type=int, default=10**9, help="weights of the network to project to")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=Path, default=Path("runs/peak_memory"))
@@ -137,15 +144,16 @@ def main() -> None:
             raise SystemExit(done.stderr[-3000:])
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     print(f"{rows[0]['weights'] / 1e6:.1f} million weights; {options.device}, {options.precision}")
-    print("| reading | training GB | reading GB | ratio | copies of the weights | projected GB |")
-    print("|---|---|---|---|---|---|")
+    print("| reading | training GB | reading GB | ratio | copies of the weights | projected GB | with offload |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(
             f"| {row['case']} | {row['training'] / 1e9:.2f} | {row['reading'] / 1e9:.2f} | {row['ratio']:.2f} "
-            f"| {row['copies']:.1f} | {row['projected'] / 1e9:.0f} |"
+            f"| {row['copies']:.1f} | {row['projected'] / 1e9:.0f} | {row['projected with offload'] / 1e9:.0f} |"
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "peak_memory.json").write_text(json.dumps(rows, indent=1))
+    file = options.out / f"peak_memory-{slug(hardware_name(options.device))}.json"
+    file.write_text(json.dumps({"precision": options.precision, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from lightning_slt.sharding import is_distributed_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Waiting:
@@ -60,7 +64,7 @@ class Waiting:
         for tensor in sharing:
             self._moved.append((tensor, tensor.data))
             here = torch.empty(0, dtype=tensor.dtype)
-            tensor.data = here.set_(content.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
+            tensor.data = here.set_(content.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
         storage.resize_(0)
 
     def back(self) -> None:
@@ -117,7 +121,7 @@ def _place(tensor: Tensor) -> int:
 def _part(tensor: Tensor) -> Tensor:
     """The tensor itself, or that which holds this process's shard of it."""
     with torch.no_grad():
-        return tensor.to_local() if is_distributed_tensor(tensor) else tensor  # type: ignore[no-any-return,operator]
+        return cast("DTensor", tensor).to_local() if is_distributed_tensor(tensor) else tensor
 
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:

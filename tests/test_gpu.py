@@ -1,5 +1,7 @@
 """The same guarantees on a CUDA device; needs one (`pytest -m gpu`)."""
 
+from typing import ClassVar
+
 import lightning as L
 import pytest
 import torch
@@ -91,7 +93,7 @@ def test_training_is_untouched(tmp_path, precision):
 class Seen:
     """What a loss saw: on a class, because readings put back what a loss changes."""
 
-    allocated = []
+    allocated: ClassVar[list[int]] = []
 
 
 @pytest.mark.parametrize("offload", [False, True])
