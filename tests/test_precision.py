@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -318,6 +319,20 @@ def test_the_llc_in_bf16_is_that_of_float32() -> None:
     error = float(difference.std()) / 8**0.5
     assert error > 0
     assert abs(float(difference.mean())) + 4 * error < exact.stderr
+
+
+def test_rounding_of_large_logits_is_no_reason_to_go_one_by_one() -> None:
+    """Losses of a network that is sure of itself differ by some percent between the routes; a warning would raise."""
+    module = trained()
+    labels = copy.deepcopy(module)
+    module[2].weight.data *= 8
+    module[2].bias.data *= 8
+
+    def own(net: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(net(batch[0]), labels(batch[0]).argmax(-1), reduction="none")
+
+    found = read(config(precision="bf16"), module, loss_fn=own, sampler=slt.SGLD(step_size=1e-5), localization=5000.0)
+    assert found.settings.sampling.chain_method == "vectorized"
 
 
 @pytest.mark.parametrize("training", ["32-true", "bf16-mixed"])
