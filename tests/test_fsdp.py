@@ -38,6 +38,7 @@ from lightning_slt.data import load_data
 from lightning_slt.functional import ModuleLoss
 from lightning_slt.isolation import isolated
 from lightning_slt.losses import classification
+from lightning_slt.offload import Waiting
 from lightning_slt.posterior import LocalPosterior
 from lightning_slt.seeding import generator
 from lightning_slt.sharding import WHOLE, Shards, rest
@@ -198,6 +199,23 @@ def test_training_is_bit_identical(accumulate: int) -> None:
     assert own[0] == own[1]
     assert len(own[0]) == 7
     assert [r.step for r in slt.load_records("watched")] == ([0, 2, 4, 6] if accumulate == 1 else [0, 2, 4])
+
+
+def test_states_of_optimizers_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved to the host and back, here within the host's memory, they are those of training without readings."""
+    for place in ("offload", "callbacks.history", "callbacks.live"):
+        monkeypatch.setattr(f"lightning_slt.{place}.has_memory_of_its_own", lambda device: True)
+    sizes: list[int] = []
+    init = Waiting.__init__
+
+    def noted(self: Waiting, tensors: Any) -> None:
+        init(self, tensors)
+        sizes.append(self.nbytes)
+        torch.save(sizes, f"sizes{dist.get_rank()}.pt")
+
+    monkeypatch.setattr(Waiting, "__init__", noted)
+    assert untouched(train("without"), train("watched", quick_draws(offload=True))) == []
+    assert max(torch.load("sizes0.pt")) > 0
 
 
 class CutNoise:
