@@ -61,9 +61,15 @@ class Product(NamedTuple):
         return torch.stack([torch.mm(a, b) for a, b in zip(self.left, self.right, strict=True)])
 
     def add_to(self, target: Tensor, *, scale: float) -> None:
-        """``target += scale · left right`` in place, chain by chain, so that a chain's bits are its own."""
+        """``target += scale · left right`` in place, chain by chain, so that a chain's bits are its own.
+
+        In float64 some processors round by where in memory the target begins, which differs from chain to chain.
+        """
         for matrix, a, b in zip(target, self.left, self.right, strict=True):
-            matrix.addmm_(a, b, alpha=scale)
+            if target.dtype == torch.float64:
+                matrix.add_(torch.mm(a, b), alpha=scale)
+            else:
+                matrix.addmm_(a, b, alpha=scale)
 
 
 @dataclass(frozen=True, kw_only=True)
