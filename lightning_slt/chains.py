@@ -69,7 +69,7 @@ class Ensemble:
         self.data, self.config, self.anchor_losses = data, config, anchor_losses
         self.posterior = settings[0].posterior
         self.chains = tuple(range(config.num_chains))
-        rows = self.posterior.anchor_row.repeat(len(settings) * len(self.chains), 1)
+        rows = self.posterior.anchor_rows(len(settings) * len(self.chains))
         self.position = rows.view(len(settings), len(self.chains), -1)
         self._passes = self._passes_at(rows)
         self._at_anchor: Passes | None = None
@@ -174,7 +174,7 @@ class Ensemble:
         if self.anchor_losses is not None:
             return self.anchor_losses[batch.indices.to(self.anchor_losses.device)].mean(-1).expand(count)
         if self._at_anchor is None:
-            self._at_anchor = self._passes_at(self.posterior.anchor_row.repeat(count, 1))
+            self._at_anchor = self._passes_at(self.posterior.anchor_rows(count))
         return self._at_anchor.loss(batch)
 
 

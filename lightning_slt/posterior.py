@@ -18,6 +18,9 @@ from lightning_slt.precision import Precision
 from lightning_slt.sharding import WHOLE, Shards
 from lightning_slt.types import FunctionalLoss, Params, Product, is_amount
 
+ALIGNMENT = 64
+"""Bytes; what libraries of linear algebra ask for, and what torch's own storages begin at."""
+
 
 class Leaf(NamedTuple):
     """Where one parameter lies in a row of free coordinates."""
@@ -151,6 +154,17 @@ class LocalPosterior:
         """Free coordinates of the anchor ``[1, coordinate]``."""
         row: Tensor = self._anchor_row  # type: ignore[attr-defined]
         return row
+
+    def anchor_rows(self, count: int) -> Tensor:
+        """The anchor for each of some chains ``[chain, coordinate]``, in storage of their own.
+
+        Every row begins at a multiple of :data:`ALIGNMENT` bytes: some processors round by where in memory a matrix
+        begins, and a chain's bits must not depend on its place among others.
+        """
+        row = self.anchor_row
+        unit = ALIGNMENT // row.element_size()
+        width = -(-row.shape[1] // unit) * unit
+        return row.new_empty(count, width)[:, : row.shape[1]].copy_(row)
 
     @property
     def dimension(self) -> int:

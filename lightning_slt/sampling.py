@@ -170,7 +170,7 @@ class Chunk:
         self.sequential = config.chain_method == "sequential"
         twins = len(self.chains) == 1 and not self.sequential
         self.rows = [*self.chains, *self.chains] if twins else list(self.chains)
-        self.position = posterior.anchor_row.repeat(len(self.rows), 1)
+        self.position = posterior.anchor_rows(len(self.rows))
         self.passes = self._passes_at(self.position)
         self.noise = ChainNoise(self.rows, like=self.position, seed=config.seed, shards=posterior.shards)
         self.streams = self._streams(config.seed)
@@ -259,8 +259,7 @@ class Chunk:
 
     def _anchor_rows(self, count: int) -> Tensor:
         """The anchor for each of the chains; where they run one after another they can share it."""
-        row = self.posterior.anchor_row
-        return row.expand(count, -1) if self.sequential else row.repeat(count, 1)
+        return self.posterior.anchor_row.expand(count, -1) if self.sequential else self.posterior.anchor_rows(count)
 
     def _probe(self, probe: ProbeData) -> Tensor:
         return side_by_side([self.passes.losses(batch, probe.loss) for batch in probe.batches])

@@ -133,7 +133,7 @@ class _SharedPasses:
         first = chunks[0].posterior
         union = replace(first, anchor=_union([chunk.posterior for chunk in chunks]), masks={})
         self.count = len(chunks[0].position)
-        self.rows = union.anchor_row.repeat(len(chunks) * self.count, 1)
+        self.rows = union.anchor_rows(len(chunks) * self.count)
         self.passes = VectorizedPasses(union, self.rows, record=record)
         starts = {leaf.name: leaf.start for leaf in union.leaves}
         # alone each evaluates what a sampler looks at again: exact ones do at every step, others four times a run
