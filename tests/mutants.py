@@ -23,6 +23,7 @@ LAWS, TWINS, LIMITS = "test_samplers_laws.py", "test_samplers_twins.py", "test_s
 CHAINS, SWEEP, ABSOLUTE = "test_chains.py", "test_sweep.py", "test_absolute.py"
 RENEWAL, FINDER, PROBES = "test_renewal.py", "test_finder.py", "test_probes.py"
 BUDGET, WATCHERS, ADVICE = "test_budget.py", "test_watchers.py", "test_advice.py"
+OFFLOAD = "test_offload.py"
 FAULTS, FAULTS_LIVE, UNTRUSTED = "test_faults.py", "test_faults_live.py", "test_untrusted.py"
 
 MUTANTS = [
@@ -32,7 +33,13 @@ MUTANTS = [
     ("SGHMC's noise", "samplers/sghmc.py", "math.sqrt(2 * alpha", "math.sqrt(alpha", LAWS),
     ("a whole friction step too few", "samplers/sghmc.py", "u.mul_(1 - alpha)", "u", LAWS),
     ("the thermostat stands still", "samplers/sgnht.py", "zeta.add_", "zeta.add", LAWS),
-    ("one thermostat for all", "samplers/sgnht.py", ".mean(1, keepdim=True)", ".mean()", "test_zoo.py"),
+    (
+        "one thermostat for all",
+        "samplers/sgnht.py",
+        "u.square().mean(1)",
+        "u.square().mean().expand(len(u))",
+        "test_zoo.py",
+    ),
     (
         "BAOAB without its last half",
         "samplers/underdamped.py",
@@ -41,7 +48,13 @@ MUTANTS = [
         LAWS,
     ),
     ("MALA accepts all", "samplers/base.py", "noise.uniforms().log() < log_ratio", "log_ratio == log_ratio", LAWS),
-    ("MALA without proposal densities", "samplers/mala.py", " + (k * (xi - k / 2)).sum(1)", "", LAWS),
+    (
+        "MALA without proposal densities",
+        "samplers/mala.py",
+        " + posterior.shards.add((k * (xi - k / 2)).sum(1))",
+        "",
+        LAWS,
+    ),
     (
         "HMC without its last half kick",
         "samplers/hmc.py",
@@ -228,8 +241,8 @@ MUTANTS = [
     (
         "an error kept to oneself",
         "callbacks/peers.py",
-        "self.strategy.reduce_boolean_decision(False)",
-        "pass",
+        "if self.world > 1 and not self._all_well(well):",
+        "if self.world > 1 and well and not self._all_well(well):",
         "test_ddp.py",
     ),
     (
@@ -336,7 +349,7 @@ MUTANTS = [
     (
         "chains one after another never recorded",
         "passes.py",
-        "Recorder(checks=CHECKS * len(position)) if record and small",
+        "Recorder(checks=CHECKS * len(position)) if may",
         "Recorder(checks=CHECKS) if False",
         "test_tracing.py",
     ),
@@ -347,6 +360,10 @@ MUTANTS = [
         "",
         "test_tracing.py",
     ),
+    ("weights kept on the device", "callbacks/history.py", "Waiting(tensors) if waits else None", "None", OFFLOAD),
+    ("gradients kept on the device", "offload.py", "*(p.grad for p in module.parameters()), ", "", OFFLOAD),
+    ("storages kept", "offload.py", "        storage.resize_(0)", "        pass", OFFLOAD),
+    ("what was written meanwhile is lost", "offload.py", "_bytes(storage).copy_(content)", "pass", OFFLOAD),
     ("minibatches of any length recorded", "passes.py", " or batch.ragged:", ":", "test_tracing.py"),
     (
         "backward passes in training's kernels",
