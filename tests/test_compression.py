@@ -348,7 +348,7 @@ def test_heads_go_with_all_that_is_theirs_alone(make, slices) -> None:
     expected = [losses[tuple(sorted(order[:k]))] - losses[()] for k in range(5)]
     curve = found.curves["heads"]
     assert curve[:, 0].tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert curve[:, 1].tolist() == pytest.approx(expected, abs=1e-6)
+    assert curve[:, 1].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert max(map(abs, expected)) > 1e-3
 
 
