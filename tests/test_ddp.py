@@ -296,6 +296,7 @@ def launched(strategy: str, folder: str, watched: str) -> dict[str, Any]:
     return weights[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_processes_may_be_started_in_any_way(strategy: str) -> None:
     """Scripts that start themselves again and spawned processes read what forked ones do, and train as without."""
