@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_slt.analysis.curves import lloyd
 from lightning_slt.gram import (
     compressed,
     effective_rank,
@@ -53,9 +54,6 @@ ROUNDS = 3
 
 STARTS = 10
 """Of k-means."""
-
-TURNS = 300
-"""Of each start, at most."""
 
 MAD = 1.4826
 """Standard deviation of a normal variable over its median absolute deviation."""
@@ -127,7 +125,8 @@ def k_means(rows: Tensor, count: int, *, seed: int = 0) -> Tensor:
     r"""Groups of least squared distance to their means, the best of :data:`STARTS` starts.
 
     Means begin at rows chosen with probability in proportion to the squared distance from those before (Arthur &
-    Vassilvitskii 2007), and take turns with groups (Lloyd 1982) until no row changes its group.
+    Vassilvitskii 2007), and take turns with groups (Lloyd 1982) until no row changes its group. There are no more
+    groups than different rows.
 
     Args:
         rows: ``[row, column]``.
@@ -144,22 +143,14 @@ def k_means(rows: Tensor, count: int, *, seed: int = 0) -> Tensor:
     best, least = torch.zeros(len(rows), dtype=torch.long), math.inf
     for _ in range(STARTS):
         means = rows[torch.randint(len(rows), (1,), generator=random)]
-        while len(means) < count:
-            far = torch.cdist(rows, means).square().amin(1)
-            if not bool((far > 0).any()):  # there are no more different rows
-                far = torch.ones_like(far)
-            chosen = torch.multinomial(far, 1, generator=random)
-            means = torch.cat([means, rows[chosen]])
-        mine = torch.full((len(rows),), -1, device=rows.device)
-        for _ in range(TURNS):
-            distance, nearest = torch.cdist(rows, means).min(1)
-            if torch.equal(nearest, mine):
-                break
-            mine = nearest
-            sums = torch.zeros_like(means).index_add_(0, mine, rows)
-            sizes = torch.bincount(mine, minlength=count)[:, None]
-            means = torch.where(sizes > 0, sums / sizes.clamp(min=1), means)  # a group that lost all keeps its place
-        if (total := float(distance.square().sum())) < least:
+        while len(means) < count and bool((far := torch.cdist(rows, means).square().amin(1)).any()):
+            means = torch.cat([means, rows[torch.multinomial(far, 1, generator=random)]])
+        nearest = torch.cdist(rows, means).argmin(1)
+        mine = lloyd(rows, nearest.unique(return_inverse=True)[1])
+        total = sum(
+            float((rows[mine == g] - rows[mine == g].mean(0)).square().sum()) for g in range(int(mine.max()) + 1)
+        )
+        if total < least:
             best, least = mine, total
     return best
 
