@@ -144,6 +144,7 @@ def test_what_stands_out_is_told_whatever_was_expected(script, learning):
     )
 
 
+@pytest.mark.slow
 def test_a_tiny_network_from_end_to_end(script, learning, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

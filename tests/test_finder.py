@@ -49,7 +49,7 @@ def found_in(readings):
     return {(r.settings["nbeta"], r.settings["localization"]) for r in readings}
 
 
-@pytest.mark.parametrize("first", ["finder", "monitor"])
+@pytest.mark.parametrize("first", [pytest.param("finder", marks=pytest.mark.slow), "monitor"])
 def test_monitors_take_up_what_is_found(tmp_path, first):
     finder = slt.SamplerFinder(at_step=45, **GRID)
     open_, given = slt.LLCMonitor(every_n_train_steps=20, sampling=COUNTS), slt.LLCMonitor(
