@@ -146,7 +146,7 @@ def k_means(rows: Tensor, count: int, *, seed: int = 0) -> Tensor:
         while len(means) < count and bool((far := torch.cdist(rows, means).square().amin(1)).any()):
             means = torch.cat([means, rows[torch.multinomial(far, 1, generator=random)]])
         nearest = torch.cdist(rows, means).argmin(1)
-        mine = lloyd(rows, nearest.unique(return_inverse=True)[1])
+        mine = lloyd(rows, torch.unique(nearest, return_inverse=True)[1])
         total = sum(
             float((rows[mine == g] - rows[mine == g].mean(0)).square().sum()) for g in range(int(mine.max()) + 1)
         )
