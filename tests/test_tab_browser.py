@@ -313,6 +313,39 @@ def seen(page: WebDriver, name: str) -> Any:
     return shown
 
 
+def test_dragging_moves_what_is_in_view(page: WebDriver) -> None:
+    target = canvas(page, "timeline")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", target)
+    target.send_keys("+++")
+    before = circles(exported(page, "timeline", "SVG"), "LLC")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", target)
+    ActionChains(page).move_to_element(target).click_and_hold().move_by_offset(60, 0).move_by_offset(
+        40, 0
+    ).release().perform()
+    after = {c["data-step"]: float(c["cx"]) for c in circles(exported(page, "timeline", "SVG"), "LLC")}
+    moved = [after[c["data-step"]] - float(c["cx"]) for c in before if c["data-step"] in after]
+    assert moved
+    assert moved == pytest.approx([100.0] * len(moved), abs=1.0)
+
+
+def test_large_arrays_are_fetched_when_they_are_shown(tools: ModuleType, page: WebDriver, server: str) -> None:
+    loaded = "performance.getEntriesByType('resource').map(e => e.name)"
+    asked = f"return {loaded}.filter(name => /data.(kernel|array)/.test(name)).length"
+    size = page.get_window_size()
+    page.set_window_size(1280, 700)  # in which the timeline alone has room
+    try:
+        page.get("about:blank")
+        tools.enter(page, server)
+        choose(page, "version_0")
+        time.sleep(1.0)
+        assert page.execute_script(asked) == 0
+        seen(page, "kernel")
+        wait(page, lambda: page.execute_script(asked) > 0)
+    finally:
+        page.switch_to.default_content()
+        page.set_window_size(size["width"], size["height"])
+
+
 @pytest.mark.parametrize("name", ["kernel", "trajectory", "responses"])
 def test_views_follow_the_cursor(page: WebDriver, name: str) -> None:
     button = {"kernel": "SVG: embedding", "trajectory": "SVG", "responses": "SVG: matrix"}[name]
