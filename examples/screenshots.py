@@ -1,6 +1,6 @@
 """Pictures of the TensorBoard tab for README and docs: a run of the demo that logs everything, in a headless browser.
 
-`python examples/screenshots.py` trains on scikit-learn's digits (about a minute), opens TensorBoard's tab "SLT" on the
+`python examples/screenshots.py` trains on scikit-learn's digits (some minutes), opens TensorBoard's tab "SLT" on the
 run in Chromium, in light and dark, and writes each view to docs/images. It needs selenium, Chromium and its driver
 (Debian: `apt-get install chromium chromium-driver`). The browser tests use the same functions.
 """

@@ -32,6 +32,9 @@ MB, 0.8 at 1.8, 0.9 to 1.0 at 2.3, 1.1 to 1.4 at 4.7; the ranges are between run
 Weights and minibatch, which either route only reads, do not count.
 """
 
+COPIES_ALONE, COPIES_TOGETHER = 8, 16
+"""Rows as long as the weights that a chain takes, alone and vectorized, as ``benchmarks/peak_memory.py`` measures."""
+
 ROWS_AT_ONCE = 256
 """Samples that are evaluated together where nothing is kept for a backward pass."""
 
@@ -167,7 +170,8 @@ def fit_chunk(posterior: LocalPosterior, batch: ChainBatch, config: SamplingConf
     """Choose how many chains run together from the free memory, where the user did not."""
     if config.chunk_size is not None:
         return config
-    per_chain = 8 * posterior.anchor_row.numel() * posterior.anchor_row.element_size()
+    copies = COPIES_ALONE if config.chain_method == "sequential" else COPIES_TOGETHER
+    per_chain = copies * posterior.anchor_row.numel() * posterior.anchor_row.element_size()
     per_chain += 2 * saved_bytes(SequentialPasses(posterior, posterior.anchor_row.clone()), batch)
     fitting = int(0.5 * free_memory(posterior.anchor_row.device) / max(per_chain, 1))
     return replace(config, chunk_size=max(1, min(config.num_chains, posterior.shards.least(fitting))))

@@ -139,7 +139,7 @@ def sample(
     [((0, 1), 0, 15), ((0, 1), 1, 20), ((0, 1), 2, 25)]
     """
     data = batches if isinstance(batches, SamplingData) else load_data(batches, seed=config.seed)
-    if config.precision is not None:
+    if config.precision not in (None, posterior.precision):
         posterior = replace(posterior, precision=config.precision)
     todo = list(range(config.num_chains) if chains is None else chains)
     size = config.chunk_size or len(todo)

@@ -19,7 +19,7 @@ from lightning_slt.batches import ChainBatch
 from lightning_slt.data import SamplingData, load_data
 from lightning_slt.passes import RECORDED_AT_MOST, Passes, SequentialPasses, VectorizedPasses
 from lightning_slt.posterior import Gradient, LocalPosterior, Part
-from lightning_slt.preflight import free_memory, saved_bytes
+from lightning_slt.preflight import COPIES_TOGETHER, free_memory, saved_bytes
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import RECORDED_FROM, Chunk, ProbeData, SamplingConfig
 from lightning_slt.types import Draw, FunctionalLoss, Params
@@ -114,7 +114,7 @@ def groups(
         anchor = _union([posteriors[name] for name in names])
         coordinates = sum(value.numel() for value in anchor.values())
         value = next(iter(anchor.values()))
-        per_chain = 8 * coordinates * value.element_size() + 2 * max(saved[name] for name in names)
+        per_chain = COPIES_TOGETHER * coordinates * value.element_size() + 2 * max(saved[name] for name in names)
         chains = max(2, min(config.num_chains, config.chunk_size or config.num_chains))
         fitting = min(RECORDED_AT_MOST // coordinates, int(0.5 * free_memory(value.device) / per_chain)) // chains
         size = max(1, fitting)

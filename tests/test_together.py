@@ -16,6 +16,7 @@ from lightning_slt.components import resolve_components
 from lightning_slt.data import SamplingData, Streams, load_data
 from lightning_slt.functional import ModuleLoss
 from lightning_slt.posterior import LocalPosterior
+from lightning_slt.preflight import COPIES_TOGETHER
 from lightning_slt.samplers.base import Sampler
 from lightning_slt.sampling import Chunk, ProbeData, SamplingConfig, sample
 from lightning_slt.together import SMALL_PASS, _SharedPasses, groups, sample_together
@@ -178,7 +179,7 @@ def test_memory_bounds_how_many_run_together(monkeypatch: pytest.MonkeyPatch) ->
     coordinates = sum(value.numel() for value in next(iter(posteriors.values())).anchor.values())
     monkeypatch.setattr(together, "saved_bytes", lambda passes, batch: 0)
     for fitting, expected in ((2, [names[:2], names[2:]]), (3, [names[:3], names[3:]])):
-        needed = fitting * CONFIG.num_chains * 8 * coordinates * 4
+        needed = fitting * CONFIG.num_chains * COPIES_TOGETHER * coordinates * 4
         monkeypatch.setattr(together, "free_memory", lambda device, needed=needed: 2 * needed)
         assert groups(posteriors, batch, CONFIG) == expected
 
