@@ -159,10 +159,16 @@ def chromium(*, width: int = 1280, height: int = 1000, dark: bool = False) -> It
 def enter(driver: WebDriver, url: str, *, seconds: float = 60.0) -> None:
     """Open TensorBoard's tab "SLT" and step into its frame, once something is drawn."""
     driver.get(f"{url}#slt")
-    wait = WebDriverWait(driver, seconds)
-    frame = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "iframe[src*='name=slt']"))[0]
-    driver.switch_to.frame(frame)
-    wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, ".slt [data-view=timeline]:not([hidden])"))
+    frame(driver, seconds=seconds)
+    WebDriverWait(driver, seconds).until(
+        lambda d: d.find_elements(By.CSS_SELECTOR, ".slt [data-view=timeline]:not([hidden])")
+    )
+
+
+def frame(driver: WebDriver, *, seconds: float = 60.0) -> None:
+    """Step from TensorBoard's page into the tab's frame."""
+    frames = WebDriverWait(driver, seconds).until(lambda d: d.find_elements(By.CSS_SELECTOR, "iframe[src*='name=slt']"))
+    driver.switch_to.frame(frames[0])
 
 
 def shoot(url: str, folder: Path, *, dark: bool) -> None:

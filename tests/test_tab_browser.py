@@ -415,16 +415,33 @@ def test_dark_pages_follow_tensorboard(tools: ModuleType, page: WebDriver) -> No
     assert "#1b1f24" in exported(page, "timeline", "SVG")
 
 
-def test_new_readings_appear(page: WebDriver, run: Path) -> None:
-    readings = slt.load_records(run, name="slt")
-    last = readings[-1]
-    before = len(circles(exported(page, "timeline", "SVG"), "LLC"))
-    assert before == len(readings)
+def append(run: Path) -> int:
+    """Write one more reading; its step."""
+    last = slt.load_records(run, name="slt")[-1]
     writer = RecordWriter(run, "slt", resume="slt.jsonl")
     step = last.step + 7
     writer.write(replace(last, index=last.index + 1, step=step, global_step=step))
+    return step
+
+
+def test_new_readings_appear(page: WebDriver, run: Path) -> None:
+    before = len(circles(exported(page, "timeline", "SVG"), "LLC"))
+    assert before == len(slt.load_records(run, name="slt"))
+    step = append(run)
     wait(page, lambda: len(circles(exported(page, "timeline", "SVG"), "LLC")) == before + 1)
     wait(page, lambda: cursor(page).startswith(f"step {step} "))  # it stood on the newest, and goes on there
+
+
+def test_a_press_of_tensorboards_reload_shows_new_readings(tools: ModuleType, page: WebDriver, run: Path) -> None:
+    page.execute_script("for (let id = setInterval(() => {}, 1e9); id > 0; id--) clearInterval(id);")  # no more polling
+    before = cursor(page)
+    step = append(run)
+    time.sleep(7.0)  # longer than a poll takes to come round
+    assert cursor(page) == before
+    page.switch_to.default_content()
+    page.find_element(By.CSS_SELECTOR, "button.reload-button").click()
+    tools.frame(page)
+    wait(page, lambda: cursor(page).startswith(f"step {step} "))
 
 
 def test_stages_that_monitors_found_are_drawn_of_the_chosen_number(page: WebDriver, run: Path) -> None:
