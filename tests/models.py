@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_slt import LLCMonitor, SamplingConfig
+from lightning_slt.losses import classification
+from lightning_slt.reading import Reader
 
 FEW = SamplingConfig(num_chains=2, num_draws=4, num_burnin=2, batch_size=8)
 
@@ -52,6 +56,51 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+class SignalledOnSome(Classifier):
+    """Processes get a signal in the middle of a reading, and one may fail in it beside."""
+
+    reading = False
+
+    def __init__(
+        self,
+        signalled: Sequence[int],
+        failing: int | None = None,
+        *,
+        net: nn.Module | None = None,
+        number: int = signal.SIGUSR1,
+    ) -> None:
+        super().__init__(net)
+        self.signalled, self.failing, self.number = signalled, failing, number
+
+    def on_train_start(self) -> None:
+        self.came: list[int] = []
+        if self.number == signal.SIGUSR1:
+            signal.signal(self.number, lambda *_: self.came.append(self.trainer.global_step))
+
+    def per_sample_loss(self, batch: Any) -> Any:
+        if self.reading:
+            type(self).reading = False
+            if self.global_rank in self.signalled:
+                signal.raise_signal(self.number)
+            if self.global_rank == self.failing:
+                raise ArithmeticError("not here")
+        return classification(self, batch)
+
+    def on_train_end(self) -> None:
+        assert self.came == ([2] if self.global_rank in self.signalled else [])
+
+
+def signal_in_reading(monkeypatch: pytest.MonkeyPatch, module: type[SignalledOnSome], *, step: int) -> None:
+    """Have it come once the reading at this step has begun."""
+    read = Reader.read
+
+    def begun(reader: Reader, *args: Any, **kwargs: Any) -> Any:
+        module.reading = reader.module.trainer.global_step == step
+        return read(reader, *args, **kwargs)
+
+    monkeypatch.setattr(Reader, "read", begun)
 
 
 class Validated(Classifier):

@@ -241,8 +241,22 @@ MUTANTS = [
     (
         "an error kept to oneself",
         "callbacks/peers.py",
-        "if self.world > 1 and not self._all_well(well):",
-        "if self.world > 1 and well and not self._all_well(well):",
+        "            if self._least_standing(Standing.FAILED) is Standing.INTERRUPTED:",
+        "            if False:",
+        "test_ddp.py",
+    ),
+    (
+        "an interruption kept to oneself",
+        "callbacks/peers.py",
+        "            self._least_standing(Standing.INTERRUPTED)",
+        "            pass",
+        "test_ddp.py",
+    ),
+    (
+        "a failure heard of where a signal came too",
+        "standing.py",
+        "        if self is Standing.INTERRUPTED:",
+        "        if False:",
         "test_ddp.py",
     ),
     (
@@ -280,7 +294,7 @@ MUTANTS = [
     (
         "a reading that goes on after SIGTERM",
         "callbacks/interruptions.py",
-        "if self.waiting and processes == 1:",
+        "if self.waiting:",
         "if False:",
         FAULTS_LIVE,
     ),

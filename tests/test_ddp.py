@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from models import (
     FEW,
     Classifier,
+    SignalledOnSome,
     Watch,
     blobs,
     compare,
@@ -26,6 +29,7 @@ from models import (
     few_draws,
     loader_of,
     seed_all,
+    signal_in_reading,
     trainer_for,
 )
 
@@ -173,6 +177,20 @@ def test_an_error_in_one_process(rank: int) -> None:
     assert [r.step for r in records] == [0, 2, 4, 6]
     message = "ArithmeticError: not here" if rank == 0 else "PeerFailedError: another process failed"
     assert message in (records[1].failure or "")
+    own = [{k: v for k, v in r["metrics"].items() if k.startswith("slt/")} for r in watched]
+    assert own[0] == own[1]
+
+
+@pytest.mark.parametrize(("signalled", "failing"), [([0], None), ([1], None), ([0, 1], None), ([0], 1), ([1], 0)])
+def test_a_signal_to_some_processes(
+    signalled: Sequence[int], failing: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All give the reading up, also where one has failed in it, and go on as if none had been due."""
+    signal_in_reading(monkeypatch, SignalledOnSome, step=2)
+    without = train("without", make=Classifier)
+    watched = train("watched", few_draws(), make=partial(SignalledOnSome, signalled, failing))
+    assert differences([r["weights"] for r in without], [r["weights"] for r in watched]) == []
+    assert [(r.step, r.failure) for r in slt.load_records("watched")] == [(0, None), (4, None), (6, None)]
     own = [{k: v for k, v in r["metrics"].items() if k.startswith("slt/")} for r in watched]
     assert own[0] == own[1]
 

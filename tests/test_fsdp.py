@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,7 +24,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from models import Classifier, Watch, blobs, compare, copied, few_draws, loader_of, seed_all, trainer_for
+from models import (
+    Classifier,
+    SignalledOnSome,
+    Watch,
+    blobs,
+    compare,
+    copied,
+    few_draws,
+    loader_of,
+    seed_all,
+    signal_in_reading,
+    trainer_for,
+)
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -148,6 +161,25 @@ def shards(tensors: Any) -> list[Any]:
     return copied(parts)
 
 
+def fit(
+    folder: str,
+    *callbacks: Any,
+    make: Any = None,
+    val: Any = None,
+    resume: str | None = None,
+    processes: int = 2,
+    **options: Any,
+) -> None:
+    """One process's part of it."""
+    seed_all(3)
+    strategy = ModelParallelStrategy(
+        data_parallel_size=processes, tensor_parallel_size=1, process_group_backend="gloo", timeout=TIMEOUT
+    )
+    parallel = {"strategy": strategy, "devices": processes, "logger": CSVLogger(folder, name="logs")}
+    trainer = trainer_for(*callbacks, Diary(folder), **{"max_epochs": 2, **parallel, **options})
+    trainer.fit((make or Sharded)(), loader_of(blobs(48)), val, ckpt_path=resume)
+
+
 def train(
     folder: str,
     *callbacks: Any,
@@ -159,16 +191,10 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train two epochs on each process's part of the data; give what every process wrote down."""
 
-    def fit(rank: int) -> None:
-        seed_all(3)
-        strategy = ModelParallelStrategy(
-            data_parallel_size=processes, tensor_parallel_size=1, process_group_backend="gloo", timeout=TIMEOUT
-        )
-        parallel = {"strategy": strategy, "devices": processes, "logger": CSVLogger(folder, name="logs")}
-        trainer = trainer_for(*callbacks, Diary(folder), **{"max_epochs": 2, **parallel, **options})
-        trainer.fit((make or Sharded)(), loader_of(blobs(48)), val, ckpt_path=resume)
+    def started(rank: int) -> None:
+        fit(folder, *callbacks, make=make, val=val, resume=resume, processes=processes, **options)
 
-    in_processes(fit, count=processes)
+    in_processes(started, count=processes)
     return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
@@ -470,6 +496,37 @@ def test_an_error_in_one_process(rank: int, where: str, call: int) -> None:
     assert [r.step for r in records] == [0, 2, 4, 6]
     message = "ArithmeticError: not here" if rank == 0 else "PeerFailedError: another process failed"
     assert message in (records[1].failure or "")
+
+
+class ShardedAndSignalled(SignalledOnSome):
+    """Its weights are sharded."""
+
+    def configure_model(self) -> None:
+        shard(self.net, self.device_mesh["data_parallel"])
+
+
+@pytest.mark.parametrize("signalled", [[0], [1], [0, 1]])
+def test_a_signal_to_some_processes(signalled: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All give the reading up before the next pass, none waits for the other's shards."""
+    signal_in_reading(monkeypatch, ShardedAndSignalled, step=2)
+    without = train("without")
+    watched = train("watched", quick_draws(), make=lambda: ShardedAndSignalled(signalled, net=uneven_net()))
+    assert untouched(without, watched) == []
+    assert [(r.step, r.failure) for r in slt.load_records("watched")] == [(0, None), (4, None), (6, None)]
+    own = slt_metrics(watched)
+    assert own[0] == own[1]
+
+
+def end_by_sigterm(rank: int) -> None:
+    with pytest.raises(SystemExit):
+        fit("watched", quick_draws(), make=lambda: ShardedAndSignalled([0, 1], net=uneven_net(), number=signal.SIGTERM))
+
+
+def test_sigterm_to_all_processes_ends_the_reading_and_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As clusters send it: Lightning's handlers, which agree with each other, run once none waits in a reading."""
+    signal_in_reading(monkeypatch, ShardedAndSignalled, step=2)
+    in_processes(end_by_sigterm)
+    assert [(r.step, r.failure) for r in slt.load_records("watched")] == [(0, None)]
 
 
 def accumulate(rank: int) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_slt.boundary import check_loss_fn
 from lightning_slt.callbacks.checks import check_strategy
-from lightning_slt.callbacks.interruptions import InterruptedReadingError, Interruptions
+from lightning_slt.callbacks.interruptions import Interruptions
 from lightning_slt.callbacks.peers import Peers
 from lightning_slt.callbacks.surroundings import evaluation_context, mover
 from lightning_slt.components import Component
@@ -22,6 +22,7 @@ from lightning_slt.reporting.progress import reading_progress
 from lightning_slt.reporting.tensorboard import write_figure, write_text
 from lightning_slt.samplers import SGLD, Sampler
 from lightning_slt.sampling import SamplingConfig
+from lightning_slt.standing import InterruptedReadingError
 from lightning_slt.types import LossFn
 
 
@@ -157,7 +158,7 @@ class SamplerFinder(Callback):
             anchor = reader.set_aside(step=step, global_step=step, epoch=trainer.current_epoch)
             peers.share_buffers(anchor.module_loss)
             with reading_progress(trainer, f"{self.name} at step {step}", reader.search_steps(self.grids)) as show:
-                on_step = interruptions.checked(show, processes=peers.world)
+                on_step = interruptions.checked(show)
                 found = reader.search(anchor, self.sampler or SGLD(step_size=1.0), self.grids, on_step)
         return peers.from_first(found)
 

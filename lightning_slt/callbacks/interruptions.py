@@ -13,12 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lightning_slt.standing import InterruptedReadingError
+
 NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 """Signals that ask a process to end, or to save itself. Control-C (SIGINT) raises at once, and every guard restores."""
-
-
-class InterruptedReadingError(Exception):
-    """The process was asked to end in the middle of a reading."""
 
 
 class Interruptions:
@@ -54,16 +52,18 @@ class Interruptions:
             for number in came:
                 signal.raise_signal(number)
 
-    def checked(self, on_step: Callable[[int], None], *, processes: int) -> Callable[[int], None]:
+    def checked(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
         """A callback of chains' steps that breaks the work off where a signal waits.
+
+        Other processes hear of it where they next agree to go on: before the next pass where the weights are sharded,
+        at the end of their chains where each holds all weights.
 
         Args:
             on_step: What else to call.
-            processes: Of the Trainer; of several all would have to break off at the same step, so that none does.
         """
 
         def step(chains: int) -> None:
-            if self.waiting and processes == 1:
+            if self.waiting:
                 raise InterruptedReadingError(signal.Signals(self.waiting[0]).name)
             on_step(chains)
 

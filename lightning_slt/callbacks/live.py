@@ -15,7 +15,7 @@ from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.budget import Budget, Cost
 from lightning_slt.callbacks.complaints import Complaints
 from lightning_slt.callbacks.history import History, Kept
-from lightning_slt.callbacks.interruptions import InterruptedReadingError, Interruptions
+from lightning_slt.callbacks.interruptions import Interruptions
 from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.listening import tell
 from lightning_slt.callbacks.peers import Peers
@@ -29,6 +29,7 @@ from lightning_slt.reporting.advice import Verdicts, worthless
 from lightning_slt.reporting.pictures import Shown
 from lightning_slt.reporting.progress import reading_progress
 from lightning_slt.running import Results
+from lightning_slt.standing import InterruptedReadingError
 
 WORTH_TELLING = 2.0
 """Seconds of a reading from which its cost is told."""
@@ -285,7 +286,7 @@ class LiveReadings:
             total, counts = self.reader.chain_steps(settings, chains), settings.sampling
             amount = f"{counts.num_chains * self.reader.work.passes} chains × {counts.num_draws} draws"
             with reading_progress(self.trainer, f"{self.name} at step {anchor.step}: {amount}", total) as show:
-                on_step = self.interruptions.checked(show, processes=self.peers.world)
+                on_step = self.interruptions.checked(show)
                 return settings, self.reader.read(
                     anchor, settings, chains=chains, reduce=self.peers.add_up, on_step=on_step
                 )

@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import TypeVar
 
 import lightning.pytorch as pl
+import torch
 
 from lightning_slt.calibration import Settings
 from lightning_slt.functional import ModuleLoss
-from lightning_slt.sharding import WHOLE, PeerFailedError, at_rest, shards_of
+from lightning_slt.sharding import WHOLE, at_rest, shards_of
+from lightning_slt.standing import InterruptedReadingError, PeerFailedError, PeerInterruptedError, Standing
 from lightning_slt.statistics import States, map_states
 
 T = TypeVar("T")
@@ -50,28 +52,34 @@ class Peers:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Raise what this process raises inside; raise :class:`PeerFailedError` where another one did."""
+        """Raise what this process raises inside; raise :class:`PeerFailedError` where another one did.
+
+        Where one was asked to end, all raise :class:`InterruptedReadingError`, those that failed too.
+        """
         try:
             yield
-            self._agree(well=True)
-        except PeerFailedError:
+            self._agree()
+        except (PeerFailedError, PeerInterruptedError):
+            raise
+        except InterruptedReadingError:
+            self._least_standing(Standing.INTERRUPTED)
             raise
         except Exception:  # whatever it is, the others have to hear of it
-            if self.world > 1:
-                self._all_well(False)
+            if self._least_standing(Standing.FAILED) is Standing.INTERRUPTED:
+                Standing.INTERRUPTED.go_on()
             raise
 
     def share_buffers(self, loss: ModuleLoss) -> None:
         """Rank 0's buffers, which are those that training goes on with (batch normalization)."""
         if self.world > 1:
-            self._agree(well=True)
+            self._agree()
             loss.set_buffers(self.strategy.broadcast({name: b.cpu() for name, b in loss.buffers.items()}))
 
     def agree_on(self, settings: Settings) -> Settings:
         """Rank 0's numbers: measured curvatures may differ in the last bit between devices."""
         if self.world == 1:
             return settings
-        self._agree(well=True)
+        self._agree()
         sampling = settings.sampling
         step_size, burnin, thinning, constants = self.strategy.broadcast(
             (
@@ -92,15 +100,19 @@ class Peers:
         """Sum statistics over processes; every process filled the rows of its own chains."""
         if self.world == 1:
             return
-        self._agree(well=True)
+        self._agree()
         if self.shards.spread:  # each has seen the same losses of the same chains
             return
         map_states(states, lambda state: self.strategy.reduce(state, reduce_op="sum"))
 
-    def _agree(self, *, well: bool) -> None:
-        if self.world > 1 and not self._all_well(well):
-            raise PeerFailedError("another process failed in this reading; its own message says why")
+    def _agree(self) -> None:
+        self._least_standing(Standing.WELL).go_on()
 
-    def _all_well(self, well: bool) -> bool:
+    def _least_standing(self, own: Standing) -> Standing:
         """In the same words as the passes of sharded weights, in which others may be when this process fails."""
-        return self.shards.all_well(well) if self.shards.spread else self.strategy.reduce_boolean_decision(well)
+        if self.world == 1:
+            return own
+        if self.shards.spread:
+            return self.shards.least_standing(own)
+        standing = torch.tensor(int(own), device=self.strategy.root_device)
+        return Standing(int(self.strategy.reduce(standing, reduce_op="min")))

@@ -3,7 +3,6 @@
 from lightning_slt.sharding.in_place import InPlace, at_rest, casts_of, preserved_shards, rest
 from lightning_slt.sharding.shards import (
     WHOLE,
-    PeerFailedError,
     Shards,
     is_distributed_tensor,
     local,
@@ -14,7 +13,6 @@ from lightning_slt.sharding.shards import (
 __all__ = [
     "WHOLE",
     "InPlace",
-    "PeerFailedError",
     "Shards",
     "at_rest",
     "casts_of",

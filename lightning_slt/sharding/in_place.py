@@ -62,6 +62,7 @@ class InPlace:
 
         Raises:
             PeerFailedError: If another process has failed.
+            PeerInterruptedError: If another process was asked to end.
         """
         run = partial(self._run, function, weights, buffers)
         given = {name: w for name, w in weights.items() if w.requires_grad}

@@ -15,10 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_slt.seeding import derive_seed
-
-
-class PeerFailedError(Exception):
-    """A reading that another process could not make."""
+from lightning_slt.standing import Standing
 
 
 @dataclass(frozen=True)
@@ -99,18 +96,18 @@ class Shards:
         """Go on together.
 
         Raises:
-            PeerFailedError: If another process has given up.
+            PeerFailedError: If another process has failed.
+            PeerInterruptedError: If another process was asked to end.
         """
-        if not self.all_well(True):
-            raise PeerFailedError("another process failed in this reading; its own message says why")
+        self.least_standing(Standing.WELL).go_on()
 
-    def all_well(self, well: bool) -> bool:
-        """Whether every process is; all have to ask."""
+    def least_standing(self, own: Standing) -> Standing:
+        """How all processes stand together; all have to ask."""
         if not self.spread:
-            return well
-        flag = torch.tensor(int(well), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-        return bool(flag)
+            return own
+        least = torch.tensor(int(own), device=self.device)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        return Standing(int(least))
 
 
 WHOLE = Shards()
