@@ -40,7 +40,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[1]
+EXAMPLES = Path(__file__).parents[1] / "examples"
 HOSTILE = "<img src=x onerror=document.title=1>"
 SVG = "{http://www.w3.org/2000/svg}"
 WAIT = 30.0
@@ -57,8 +57,7 @@ PLUGIN = "plugin/slt/static"
 @pytest.fixture(scope="module")
 def tools() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))  # for the benchmarks
-        patch.syspath_prepend(str(ROOT / "examples"))
+        patch.syspath_prepend(str(EXAMPLES))
         yield importlib.import_module("screenshots")
 
 
