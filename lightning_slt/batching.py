@@ -1,13 +1,15 @@
-r"""How three operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
+r"""How some operations run for many chains at once, where ``torch.vmap`` has no rule or one of another kind.
 
 Attention has a fused CPU kernel without a batching rule: the chain axis is folded into the batch. Convolutions become
 one grouped convolution, whose rounding changes with the number of groups: on the CPU they run chain by chain, which is
-as fast and makes the bits of a chain independent of its company.
+as fast and makes the bits of a chain independent of its company. A linear map of inputs that do not lie in order, as in
+``nn.TransformerEncoderLayer(batch_first=True)``, would copy each chain's weights for every sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,21 +18,38 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
+_PRODUCTS = frozenset({F.linear, torch.matmul, Tensor.matmul})
+
+
+def _opened(function: FunctionType) -> FunctionType:
+    """A function of ``torch.nn.functional`` that does not hand itself to a mode, so that one sees what it calls."""
+    names = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    opened = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    opened.__kwdefaults__ = function.__kwdefaults__
+    return opened
+
+
+_open_attention = _opened(F.multi_head_attention_forward)
 
 
 class ChainRules(TorchFunctionMode):
-    """Inside, attention, convolutions and batch norm under ``torch.vmap`` follow the rules of this file."""
+    """Inside, attention, convolutions, batch norm and linear maps under ``vmap`` follow the rules of this file."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Divert the three, pass everything else on."""
+        """Divert these, pass everything else on."""
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
         if func in _CONVOLUTIONS:
             return _convolution(func, *args, **(kwargs or {}))
         if func is F.batch_norm:
             return _batch_norm(*args, **(kwargs or {}))
+        if func in _PRODUCTS and len(args) > 1:
+            return _product(func, *args, **(kwargs or {}))
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _open_attention(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -84,6 +103,14 @@ class _ChainConvolution(torch.autograd.Function):
 
         columns = [rows(t, dim) for t, dim in zip((input, weight, bias), in_dims[:3], strict=True)]
         return torch.stack([convolve(x, w, b) for x, w, b in zip(*columns, strict=True)]), 0
+
+
+def _product(function: Callable[..., Tensor], input: Tensor, matrix: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Many rows times one matrix, as one product a chain."""
+    if input.ndim < 3 or matrix.ndim != 2 or input.is_contiguous():
+        return function(input, matrix, *args, **kwargs)
+    rows = function(input.reshape(-1, input.shape[-1]), matrix, *args, **kwargs)
+    return rows.view(*input.shape[:-1], rows.shape[-1])
 
 
 def _batch_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

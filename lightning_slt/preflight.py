@@ -32,7 +32,7 @@ MB, 0.8 at 1.8, 0.9 to 1.0 at 2.3, 1.1 to 1.4 at 4.7; the ranges are between run
 Weights and minibatch, which either route only reads, do not count.
 """
 
-COPIES_ALONE, COPIES_TOGETHER = 8, 16
+COPIES_ALONE, COPIES_TOGETHER = 8, 10
 """Rows as long as the weights that a chain takes, alone and vectorized, as ``benchmarks/peak_memory.py`` measures."""
 
 ROWS_AT_ONCE = 256

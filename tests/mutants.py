@@ -573,6 +573,20 @@ MUTANTS = [
         "for batch in probe.batches[:1]])",
         PROBES,
     ),
+    (
+        "a copy of the weights for each token",
+        "batching.py",
+        "if func in _PRODUCTS and len(args) > 1:",
+        "if False:",
+        "test_batching.py",
+    ),
+    (
+        "attention that is not looked into",
+        "batching.py",
+        "if func is F.multi_head_attention_forward:",
+        "if False:",
+        "test_batching.py",
+    ),
 ]
 
 
