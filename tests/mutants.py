@@ -594,8 +594,8 @@ def passes(tests: str, file: str = "", old: str = "", new: str = "") -> bool:
     """Whether tests pass on a copy of the package, with one change in one file."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in ("lightning_slt", "tests", "examples"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("lightning_slt", "tests", "examples", "benchmarks"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".envs"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         if file:
             target = copy / "lightning_slt" / file
