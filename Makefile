@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo tensorboard test test-browser test-all lint format types bench clean
+.PHONY: help install demo tensorboard test test-browser test-all test-gpu lint format types bench bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ test-browser: $(READY)  ## Drive the TensorBoard tab in a headless Chromium (Deb
 test-all: $(READY)  ## Run every test that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
+test-gpu: $(READY)  ## Run the tests that need a CUDA device
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m gpu
+
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +50,13 @@ types: $(READY)  ## Check types, strictly
 
 bench: $(READY)  ## Chain-steps per second beside devinterp and the bare passes
 	$(BIN)/python -m benchmarks.chain_speed
+
+bench-gpu: $(READY)  ## On a CUDA device: speed, precision, roofline and peak memory, a quarter of an hour
+	$(BIN)/python -m benchmarks.chain_speed --device cuda --contenders ours "bare vmap" "training step" noise
+	$(BIN)/python -m benchmarks.roofline --device cuda
+	$(BIN)/python -m benchmarks.precision --device cuda
+	$(BIN)/python -m benchmarks.peak_memory --device cuda --precision bf16-mixed
+	$(BIN)/python -m benchmarks.peak_memory --device cuda --precision bf16-mixed --offload --width 2048 --layers 20 --cases one-chain
 
 clean:  ## Remove the environment and everything made
 	rm -rf $(VENV) runs lightning_logs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

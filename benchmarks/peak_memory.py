@@ -152,7 +152,8 @@ def main() -> None:
             f"| {row['copies']:.1f} | {row['projected'] / 1e9:.0f} | {row['projected with offload'] / 1e9:.0f} |"
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"peak_memory-{slug(hardware_name(options.device))}.json"
+    offload = "-offload" if options.offload else ""
+    file = options.out / f"peak_memory-{slug(hardware_name(options.device))}{offload}.json"
     file.write_text(json.dumps({"precision": options.precision, "rows": rows}, indent=1))
 
 
