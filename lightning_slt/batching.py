@@ -21,7 +21,7 @@ _CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.c
 _PRODUCTS = frozenset({F.linear, torch.matmul, Tensor.matmul})
 
 
-def _opened(function: FunctionType) -> FunctionType:
+def _opened(function: Any) -> FunctionType:
     """A function of ``torch.nn.functional`` that does not hand itself to a mode, so that one sees what it calls."""
     names = {**function.__globals__, "has_torch_function": lambda tensors: False}
     opened = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)

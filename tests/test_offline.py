@@ -227,3 +227,12 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert main(["analyze", "saved", "--config", "bad.yaml"]) == 2
     assert "bad.yaml" in capsys.readouterr().err
     assert str(Path.cwd()) not in sys.path
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_of_checkpoints_and_readings(progress: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    live("given")
+    slt.analyze(Classifier(), "saved", [monitor("given")], data=blobs(), run_dir="later", progress=progress)
+    shown = capsys.readouterr().err
+    assert ("slt at step 4: 2 chains × 4 draws" in shown) == progress
+    assert ("checkpoints: 100%" in shown) == progress

@@ -220,6 +220,7 @@ class Analysis:
             precision=self.precision,
             last_step=self.length,
             ahead=ahead,
+            progress=self.progress and first,
         )
 
     def _load(self, checkpoint: Checkpoint) -> None:

@@ -55,7 +55,7 @@ def analyze(
         data: What the Trainer's training set would be; None for the module's own ``train_dataloader()``.
         run_dir: Folder of records and TensorBoard logs.
         precision: "bf16-mixed" where the run was trained so, else "32-true".
-        progress: Show a bar, with the time that is left.
+        progress: Show a bar of checkpoints and one of the present reading, each with the time that is left.
         steps: Only these, see :func:`lightning_slt.checkpoints.choose`, here and below.
         every: Only every so many of them.
         last: Only the last so many of these.

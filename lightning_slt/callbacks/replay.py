@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import nn
@@ -32,6 +32,7 @@ class Replay:
         precision: "32-true", or "bf16-mixed" where the run was trained so.
         last_step: Of the last checkpoint.
         ahead: What other processes have found.
+        progress: Show the reading that is made.
 
     Attributes:
         should_stop: Set by callbacks that would stop training; nothing is stopped here.
@@ -42,7 +43,6 @@ class Replay:
     is_global_zero = True
     global_rank, world_size = 0, 1
     num_training_batches = float("inf")
-    progress_bar_callback = None
 
     def __init__(
         self,
@@ -55,9 +55,11 @@ class Replay:
         precision: str = "32-true",
         last_step: int,
         ahead: Ahead,
+        progress: bool = False,
     ) -> None:
         """Before the first checkpoint."""
         self.ahead = ahead
+        self.progress_bar_callback = TQDMProgressBar() if progress else None
         self.lightning_module, self.callbacks, self.loggers = module, list(callbacks), list(loggers)
         self.train_dataloader = data
         self.log_dir = self.default_root_dir = str(folder)
