@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_slt.records.reading import FOLDER as RECORDS
 from lightning_slt.types import Params
 from lightning_slt.weights import content_of, parts_of
 
@@ -18,6 +19,9 @@ WHOLE_MODELS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"
 )  # fmt: skip
 """What a folder of a Hugging Face revision holds, the one to take first."""
+
+COUNTERS = ("step", "global_step", "epoch")
+"""What stands beside the weights in checkpoints, as a tensor in some."""
 
 SNAPSHOTS, REFS = "snapshots", "refs"
 """Folders of a repository in Hugging Face's cache: ``snapshots/<hash>/`` with files, ``refs/<name>`` with a hash."""
@@ -48,8 +52,7 @@ class Checkpoint:
             ValueError: If the file cannot be read.
         """
         content = content_of(self.path)
-        found = content.get("state_dict", content)
-        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        return _tensors(content.get("state_dict", content)) or _only_inner(content)
 
     @property
     def size(self) -> int:
@@ -70,9 +73,10 @@ def find_checkpoints(
 
     Args:
         place: A folder with checkpoints of Lightning (``.ckpt``), saved state dicts (``.pt``, ``.pth``, ``.bin``,
-            ``.safetensors``) or folders of Hugging Face revisions, whole or in shards; a repository of Hugging Face's
-            cache, ``models--<owner>--<name>``; a single file; or a list of these. Files that do not say their step have
-            it in their name, in that of their folder, or of the revision: ``step=100.pt``, ``step1000/``.
+            ``.safetensors``; also under one name of a larger dict, ``{"model": …}``) or folders of Hugging Face
+            revisions, whole or in shards; a repository of Hugging Face's cache, ``models--<owner>--<name>``; a single
+            file; or a list of these. Files that do not say their step have it in their name, in that of their folder,
+            or of the revision: ``step=100.pt``, ``step1000/``. Folders of records, ``slt_records``, are passed over.
         broken: Takes files that cannot be read, or whose step is not known, with the reason; None raises there.
 
     Raises:
@@ -153,6 +157,16 @@ def _wanted(steps: str | Collection[int], known: Sequence[int]) -> set[int]:
     return wanted
 
 
+def _tensors(content: Mapping[str, Any]) -> Params:
+    return {name: value for name, value in content.items() if isinstance(value, Tensor) and name not in COUNTERS}
+
+
+def _only_inner(content: Mapping[str, Any]) -> Params:
+    """The weights under a name of the user's, ``{"model": …, "optimizer": …}``, where one entry alone holds tensors."""
+    inner = [found for value in content.values() if isinstance(value, Mapping) and (found := _tensors(value))]
+    return inner[0] if len(inner) == 1 else {}
+
+
 def _files(place: Path) -> list[Path]:
     if not place.is_dir():
         return [place] if place.is_file() else []
@@ -160,6 +174,7 @@ def _files(place: Path) -> list[Path]:
     if whole:
         return whole[:1]
     folders = [path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    folders = [path for path in folders if path.name != RECORDS]  # arrays and anchors of readings, no checkpoints
     repositories = [path.name for path in folders if (path / SNAPSHOTS).is_dir()]
     if len(repositories) > 1:
         raise ValueError(f"{place} holds several models, {', '.join(repositories)}; name the folder of one")
@@ -187,7 +202,7 @@ def _describe(path: Path) -> Checkpoint:
     return Checkpoint(
         path=path,
         step=_logged_step(content),
-        global_step=content["global_step"],
+        global_step=int(content["global_step"]),
         epoch=content.get("epoch", 0),
         callbacks=content.get("callbacks", {}),
     )

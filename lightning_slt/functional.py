@@ -216,7 +216,16 @@ class _Bound(nn.Module):
 
 
 def sampling_dtype(module: nn.Module) -> torch.dtype:
-    """float64 for a double module, float32 for any other, half precision included."""
+    """float64 for a double module, float32 for any other, half precision included.
+
+    Raises:
+        TypeError: If a parameter is complex.
+    """
+    if (name := next((n for n, p in module.named_parameters() if p.is_complex()), None)) is not None:
+        raise TypeError(
+            f"the parameter {name!r} is complex, in which chains cannot move: keep real and imaginary parts in a real "
+            "parameter of shape (…, 2) and write torch.view_as_complex(parameter) in forward"
+        )
     dtypes = {p.dtype for p in module.parameters()}
     return torch.float64 if torch.float64 in dtypes else torch.float32
 

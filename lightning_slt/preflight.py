@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_slt.batches import ChainBatch
 from lightning_slt.boundary import warn_user
@@ -37,6 +39,9 @@ COPIES_ALONE, COPIES_TOGETHER = 8, 10
 
 ROWS_AT_ONCE = 256
 """Samples that are evaluated together where nothing is kept for a backward pass."""
+
+_NEEDS_A_GRAPH = "does not require grad"
+"""What autograd says where something is to be differentiated that gradients were off for."""
 
 _REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
 
@@ -72,8 +77,25 @@ class SparingLoss:
         return self.loss(weights, pytree.tree_map_only(Tensor, torch.clone, batch))
 
 
+@dataclass(frozen=True)
+class DifferentiatingLoss:
+    """A loss that takes derivatives itself, with the graph that it needs also where nobody wants its own gradient.
+
+    Penalties of gradients with respect to inputs, say, or residuals of differential equations.
+    """
+
+    loss: FunctionalLoss
+
+    def __call__(self, weights: Params, batch: Batch) -> Tensor:
+        """The loss; detached where gradients are off."""
+        if torch.is_grad_enabled():
+            return self.loss(weights, batch)
+        with torch.enable_grad():
+            return self.loss(weights, batch).detach()
+
+
 def steady(loss: FunctionalLoss, weights: Params, batch: Batch, *, seed: int) -> FunctionalLoss:
-    """The loss itself, or one that gives the same value at every evaluation, where this one does not.
+    """The loss itself, or one that gives the same value at every evaluation, where this one does not or fails.
 
     Args:
         loss: Function of (weights, batch), evaluated once.
@@ -82,11 +104,19 @@ def steady(loss: FunctionalLoss, weights: Params, batch: Batch, *, seed: int) ->
         seed: Of the run.
 
     Returns:
-        The loss, its random numbers fixed if it draws any, its batch copied if it writes into it.
+        The loss, its random numbers fixed if it draws any, its batch copied if it writes into it, its graph kept if it
+        takes derivatives.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
     versions, generators = [t._version for t in tensors], _generators()
-    loss(weights, batch)
+    try:
+        with torch.no_grad():
+            loss(weights, batch)
+    except RuntimeError as error:
+        if _NEEDS_A_GRAPH not in str(error):
+            raise
+        loss = DifferentiatingLoss(loss)
+        loss(weights, batch)
     if versions != [t._version for t in tensors]:
         loss = SparingLoss(loss)
     return loss if generators == _generators() else SeededLoss(loss, derive_seed(seed, "loss"))
@@ -290,7 +320,12 @@ def _large_on_cpu(posterior: LocalPosterior, batch: ChainBatch) -> bool:
 
 
 def saved_bytes(passes: Passes, batch: ChainBatch, *, besides: Sequence[Tensor] = ()) -> int:
-    """Bytes that one chain's forward pass keeps for its backward pass, besides what it was given."""
+    """Bytes that one chain's forward pass keeps for its backward pass, besides what it was given.
+
+    A loss that runs transforms of ``torch.func`` or nested tensors inside lets nobody look at what it keeps: there it
+    is everything that its passes make, which is more.
+    """
+    batch = batch if batch.shared or batch.ragged else batch.rows(0, 1)
     seen: dict[int, int] = {}
     given = {tensor.untyped_storage().data_ptr() for tensor in besides}
 
@@ -301,6 +336,27 @@ def saved_bytes(passes: Passes, batch: ChainBatch, *, besides: Sequence[Tensor] 
         return tensor
 
     unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(note, unpack):
-        passes.loss_and_gradient(batch if batch.shared or batch.ragged else batch.rows(0, 1))
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(note, unpack):
+            passes.loss_and_gradient(batch)
+    except RuntimeError:
+        with _Made() as made:
+            passes.loss_and_gradient(batch)
+        return int(made.bytes)
     return sum(seen.values())
+
+
+class _Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of all results inside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.bytes += sum(leaf.numel() * leaf.element_size() for leaf in made)
+        return result

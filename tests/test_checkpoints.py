@@ -212,3 +212,24 @@ def test_checkpoints_are_chosen() -> None:
         choose(found, every=0)
     with pytest.raises(ValueError, match="last must be a whole number from 1, got 0"):
         choose(found, last=0)
+
+
+def test_folders_of_records_hold_no_checkpoints() -> None:
+    """Their arrays and anchors are safetensors too, with numbers in their names."""
+    for folder in ("run/checkpoints", "run/slt_records/slt"):
+        Path(folder).mkdir(parents=True)
+        save_file(drawn(nn.Linear(2, 2), 0), f"{folder}/anchor-000007.safetensors")
+    assert [c.path for c in find_checkpoints("run")] == [Path("run/checkpoints/anchor-000007.safetensors")]
+    assert [c.step for c in find_checkpoints("run/slt_records")] == [7]  # unless they are asked for
+
+
+@pytest.mark.parametrize("name", ["model", "model_state_dict", "ema"])
+def test_weights_under_a_name_of_the_users(name: str) -> None:
+    weights = drawn(nn.Linear(2, 2), 0)
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2, 2)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save({name: weights, "optimizer": optimizer, "epoch": 3, "global_step": torch.tensor(12)}, "last.pt")
+    (found,) = find_checkpoints("last.pt")
+    assert (found.step, found.global_step, found.epoch) == (12, 12, 3)
+    assert found.weights().keys() == weights.keys()
+    torch.save({name: weights, "other": weights, "global_step": 12}, "last.pt")
+    assert find_checkpoints("last.pt")[0].weights() == {}  # which of them is not for us to guess

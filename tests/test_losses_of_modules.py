@@ -251,6 +251,70 @@ def per_sample_losses_unchecked(loss: Any, weights: dict[str, Tensor], batch: An
         return vmap(lambda *sample: loss(weights, tuple(t[None] for t in sample)))(*batch)
 
 
+def penalty_by_autograd(module: nn.Module, batch: Any) -> Tensor:
+    x = batch[0].clone().requires_grad_()
+    out = module(x)
+    (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    return F.cross_entropy(out, batch[1]) + slope.square().mean()
+
+
+def penalty_by_transform(module: nn.Module, batch: Any) -> Tensor:
+    slope = torch.func.grad(lambda x: module(x).sum())(batch[0])
+    return F.cross_entropy(module(batch[0]), batch[1]) + slope.square().mean()
+
+
+def penalty_by_jvp(module: nn.Module, batch: Any) -> Tensor:
+    out, change = torch.func.jvp(module, (batch[0],), (torch.ones_like(batch[0]),))
+    return F.cross_entropy(out, batch[1]) + change.square().mean()
+
+
+def through_nested_tensors(module: nn.Module, batch: Any) -> Tensor:
+    rows = torch.nested.nested_tensor([x.expand(3 + i % 3, -1) for i, x in enumerate(batch[0])], layout=torch.jagged)
+    return F.cross_entropy(torch.stack([row.mean(0) for row in module[0](rows).unbind()]), batch[1])
+
+
+def llc_of(loss_fn: Any, **options: Any) -> Tensor:
+    torch.manual_seed(0)
+    config = slt.SamplingConfig(num_chains=2, num_draws=10, num_burnin=0, batch_size=16, **options)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    sampler = slt.SGLD(step_size=1e-4)
+    results = slt.estimate(
+        net, DATA, [slt.LLC()], loss_fn=loss_fn, sampling=config, sampler=sampler, nbeta=30.0, localization=100.0
+    )
+    return results["llc"].per_chain
+
+
+LOSSES_THAT_DIFFERENTIATE = [penalty_by_autograd, penalty_by_transform, penalty_by_jvp]
+
+
+@pytest.mark.filterwarnings("ignore:the loss cannot be vectorized")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")  # torch's own, in its forward mode
+@pytest.mark.parametrize("loss_fn", [*LOSSES_THAT_DIFFERENTIATE, through_nested_tensors])
+def test_losses_that_nobody_can_look_into(loss_fn: Any) -> None:
+    """However memory is measured, the numbers are those of chains one at a time, where nothing is measured."""
+    plain = llc_of(loss_fn, chain_method="sequential", chunk_size=1)
+    torch.testing.assert_close(llc_of(loss_fn), plain, rtol=1e-3, atol=1e-4)
+    assert bool(plain.isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+@pytest.mark.parametrize("loss_fn", LOSSES_THAT_DIFFERENTIATE)
+def test_losses_that_take_derivatives_need_no_more_than_their_own_code(loss_fn: Any) -> None:
+    def with_graph(module: nn.Module, batch: Any) -> Tensor:
+        with torch.enable_grad():
+            return loss_fn(module, batch)
+
+    options = {"chain_method": "sequential", "chunk_size": 1}
+    assert torch.equal(llc_of(loss_fn, **options), llc_of(with_graph, **options))
+
+
+def test_complex_parameters_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    net.register_parameter("phase", nn.Parameter(torch.zeros(3, dtype=torch.complex64)))
+    with pytest.raises(TypeError, match=r"'phase' is complex.*view_as_complex"):
+        slt.estimate(net, DATA, [slt.LLC()], loss_fn=slt.losses.classification)
+
+
 def test_losses_ready_made() -> None:
     torch.manual_seed(0)
     net = nn.Linear(4, 3)

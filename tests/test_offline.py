@@ -236,3 +236,23 @@ def test_progress_of_checkpoints_and_readings(progress: bool, capsys: pytest.Cap
     shown = capsys.readouterr().err
     assert ("slt at step 4: 2 chains × 4 draws" in shown) == progress
     assert ("checkpoints: 100%" in shown) == progress
+
+
+class Remembers(nn.Linear):
+    """Saves an object beside its weights."""
+
+    def get_extra_state(self) -> Any:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"calls": 3}
+
+
+def test_modules_with_states_of_their_own() -> None:
+    net = Remembers(4, 3)
+    Path("saved").mkdir()
+    torch.save(net.state_dict(), "saved/step=5.pt")
+    monitor = slt.LLCMonitor(**GIVEN, sampling=FEW, loss_fn=classification)
+    (reading,) = slt.analyze(net, "saved", [monitor], data=blobs(), progress=False)
+    assert reading.step == 5
+    assert reading.failure is None

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 
 import lightning as L
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_slt as slt
 from lightning_slt.calibration import OUTGROWN
 from lightning_slt.calibration.relative import RENEWED_CONDITION
+from lightning_slt.running import make_reading
 
 COUNTS = slt.SamplingConfig(num_chains=4, num_draws=40, batch_size=8)
 
@@ -81,6 +83,26 @@ def test_everything_is_read_again_with_one_localization(tmp_path, messages, capl
     assert [r.index for r in everything] == list(range(10))
     assert [r.revises for r in everything] == [None, None, None, 0, 1, 2, None, None, None, None]
     assert len(localizations(everything)) == 2
+
+
+def test_what_a_signal_breaks_off_is_read_again_before_the_next(tmp_path, messages, monkeypatch):
+    """Three were read, the fourth was put off, and the signal comes while the second of them is read again."""
+    calls = iter(range(100))
+
+    def signalled(*given, **options):
+        if next(calls) == 4:
+            signal.raise_signal(signal.SIGUSR1)
+        return make_reading(*given, **options)
+
+    monkeypatch.setattr("lightning_slt.reading.make_reading", signalled)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    try:
+        fit(tmp_path, [1.0, 1.5, 2.0, 100.0, 200.0, 250.0, 220.0])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    readings = slt.load_records(tmp_path)
+    assert steps(readings) == [0, 1, 2, 3, 5, 6]  # the fifth is given up
+    assert len(localizations(readings)) == 1
 
 
 def test_a_spike_changes_nothing(tmp_path, messages):

@@ -112,6 +112,12 @@ class Agenda:
         if step != self.last_step and self._first is None and self.live.affords():
             self._read(self.live.set_aside(step))
 
+    def visit(self) -> None:
+        """Read saved weights, unless a signal has broken that off just now: the analysis's next run makes it then."""
+        broken_off, self._first = self._first, None
+        if broken_off is None:
+            self.read_now()
+
     def others_look(self, hook: Hook) -> None:
         """Read weights that another callback is about to save with one of our numbers as their score."""
         if not self.watchers or self.trainer.sanity_checking:

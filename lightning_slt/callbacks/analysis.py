@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -111,7 +112,7 @@ class Analysis:
         """
         remove(self._parts)
         broken = self.ledger.broken
-        if broken and not self.ledger.steps:
+        if broken and not (self.ledger.steps or self._fits):
             raise ValueError(f"no checkpoint could be read: {next(iter(broken.values()))}")
         if broken:
             listed = "".join(f"\n  {path}" for path in broken)
@@ -326,7 +327,7 @@ def _settings_of_run(last: Checkpoint, monitors: Sequence[SLTMonitor]) -> dict[s
 
 @contextmanager
 def _weights_put_back(module: nn.Module) -> Iterator[None]:
-    kept = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    kept = copy.deepcopy(module.state_dict())  # extra states may be any objects
     try:
         yield
     finally:

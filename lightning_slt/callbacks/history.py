@@ -39,6 +39,9 @@ class History:
 
     Args:
         on_host: Whether what is kept waits in the host's memory.
+
+    Attributes:
+        owed: What must be read again and was not yet, because a signal came.
     """
 
     def __init__(self, *, on_host: bool = False) -> None:
@@ -46,6 +49,7 @@ class History:
         self.on_host = on_host
         self.readings: list[Kept] = []
         self.held: Anchor | None = None
+        self.owed: list[Kept] = []
         self.settled = False
         self.lost = 0
         self._bytes: int | None = None

@@ -158,7 +158,7 @@ class LiveReadings:
             Whether it was made, flagged or put off, rather than left out because the curvature makes it too dear, or
             the process is to end.
         """
-        if self.peers.from_first(getattr(self.trainer, "received_sigterm", False)):
+        if self._ends() or not self._read_again(self.history.owed):
             return False
         look = self._look(anchor)
         outgrown = look is not None and not self.history.settled and self.reader.outgrown(look.settings)
@@ -166,12 +166,18 @@ class LiveReadings:
             self.history.held = anchor
             return True
         if look is not None and outgrown and self._pays_for(len(self.history.readings) + 2):
-            self._renew(look.settings, anchor.step)
+            if not self._renew(look.settings, anchor.step):
+                return False
             look = look._replace(settings=self.peers.agree_on(self.reader.settings_at(anchor)))
         held = self.history.release()
-        if held is not None:
-            self._read(held, on_credit=True)
+        if held is not None and not self._read(held, on_credit=True):
+            self.history.held = held
+            return False
         return self._read(anchor, look, must_work=must_work, on_credit=on_credit)
+
+    def _ends(self) -> bool:
+        """Whether the process is to end, so that no reading begins."""
+        return self.peers.from_first(bool(getattr(self.trainer, "received_sigterm", False)))
 
     def _look(self, anchor: Anchor) -> _Look | None:
         """Measure an anchor's curvature; None where user code fails there, which the reading meets and tells of."""
@@ -190,8 +196,8 @@ class LiveReadings:
         cost = self.budget.cost
         return cost is None or self.peers.from_first(self.budget.can_pay(readings * cost.whole))
 
-    def _renew(self, outgrown: Settings, step: int) -> None:
-        """Go on with a larger γ, and read again what was read with the smaller one."""
+    def _renew(self, outgrown: Settings, step: int) -> bool:
+        """Go on with a larger γ, and read again what was read with the smaller one; whether that was done."""
         old = self.reader.calibrated.localization
         self.reader.renew(outgrown)
         lost, again = self.history.lost, self.history.take()
@@ -202,7 +208,7 @@ class LiveReadings:
             f"{old:.4g}, and the {len(again)} earlier readings are made again with it{rest}. "
             "Write localization= to fix it from the start"
         )
-        self._read_again(again)
+        return self._read_again(again)
 
     def adopt(self, found: Settings) -> None:
         """Go on with settings that were found elsewhere, for good, and read again what was read with others."""
@@ -210,9 +216,15 @@ class LiveReadings:
         again, self.history.settled = self.history.take(), True
         self._read_again(again)
 
-    def _read_again(self, readings: Sequence[Kept]) -> None:
-        for kept in readings:
-            self._read(kept.back(), on_credit=True, revises=kept.number)
+    def _read_again(self, readings: Sequence[Kept]) -> bool:
+        """Whether all were made; those that a signal keeps from it come before the next reading."""
+        self.history.owed = list(readings)
+        while self.history.owed:
+            kept = self.history.owed[0]
+            if not self._read(kept.back(), on_credit=True, revises=kept.number):
+                return False
+            del self.history.owed[0]
+        return True
 
     def _read(
         self,
@@ -307,6 +319,8 @@ class LiveReadings:
         held = self.history.release()
         if held is not None:
             self.read(held, on_credit=True)
+        elif not self._ends():
+            self._read_again(self.history.owed)
         self._summarize()
 
     def _summarize(self) -> None:

@@ -257,11 +257,11 @@ class SLTMonitor(Callback):
         return self._agenda is not None and self._agenda.due(step=step, epoch=epoch)
 
     def read_now(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Read the present weights, whatever the schedule says, unless they were read last."""
+        """Read saved weights that were loaded, whatever the schedule says, unless they were read last."""
         if self._agenda is None:
             self._begin(trainer, module)
         assert self._agenda is not None
-        self._agenda.read_now()
+        self._agenda.visit()
 
     def adopt(self, found: Settings) -> None:
         """Go on with settings that a :class:`SamplerFinder` found, where sampler, nβ and γ were left open."""
