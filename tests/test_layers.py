@@ -12,13 +12,13 @@ import lightning_slt
 ROOT = Path(lightning_slt.__file__).parent
 
 LAYERS = [
-    {"types", "version", "seeding", "memory", "boundary"},
+    {"types", "version", "seeding", "memory", "boundary", "standing"},
     {"sharding", "precision"},
     {"offload"},
     {"posterior", "components", "losses", "functional", "isolation", "sources", "diagnostics", "statistics"}
     | {"theory", "batching", "batches", "tracing", "probes", "results", "gram", "weights", "files"},
-    {"data", "health", "samplers", "records", "covariances", "groupings", "responses", "compression", "checkpoints"},
-    {"passes", "estimators", "motion", "store", "events"},
+    {"data", "health", "samplers", "records", "covariances", "groupings", "responses", "compression"},
+    {"passes", "estimators", "motion", "store", "events", "checkpoints"},
     {"sampling"},
     {"preflight", "published", "chains", "capacity"},
     {"calibration", "soundness", "together", "probing", "assignment", "analysis"},
