@@ -21,7 +21,7 @@ def solve(task, **more):
     return calibrate(task.module, task.data, target="absolute", loss_fn=task.loss_fn, **more)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK[:2], pytest.param(QUICK[2], marks=pytest.mark.slow)])
 def test_a_known_answer_without_settings(name):
     task = TASKS[name]()
     found = solve(task)

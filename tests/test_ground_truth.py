@@ -142,6 +142,7 @@ def regression_data(net, inputs, count, seed=0):
     return TensorDataset(x, net(x).detach())
 
 
+@pytest.mark.slow
 def test_one_layer_of_a_deep_linear_network():
     """The loss is quadratic in one layer, so that SGLD's own law is known."""
     widths, nbeta, localization, step_size = [6, 5, 4, 6], 300.0, 5.0, 2e-3

@@ -63,7 +63,9 @@ def test_bits_of_the_passes_themselves(route: str, name: str, shared: bool) -> N
             assert (calls == before) == (step >= CHECKS and name not in UNRECORDED)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", pytest.param("encoder", marks=pytest.mark.slow), "tied", "wide"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("encoder", "tied", "wide"))]
+)
 def test_recorded_chains_do_not_depend_on_their_company(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = test_reproducibility.run(name, torch.float32, chain_method="vectorized")
     monkeypatch.setattr(sampling, "RECORDED_FROM", 0)
