@@ -32,7 +32,7 @@ def test_a_known_answer_without_settings(name):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_twelve_known_answers_from_one_default():
     """At most three refused; quadratics and crossings within 10 %, deep linear networks within 20 %, half in 10 %."""
     errors = {}
