@@ -51,7 +51,7 @@ types: $(READY)  ## Check types, strictly
 bench: $(READY)  ## Chain-steps per second beside devinterp and the bare passes
 	$(BIN)/python -m benchmarks.chain_speed
 
-bench-gpu: $(READY)  ## On a CUDA device: speed, precision, roofline and peak memory, a quarter of an hour
+bench-gpu: $(READY)  ## On a CUDA device: speed, precision, roofline and peak memory
 	$(BIN)/python -m benchmarks.chain_speed --device cuda --contenders ours "bare vmap" "training step" noise
 	$(BIN)/python -m benchmarks.roofline --device cuda
 	$(BIN)/python -m benchmarks.precision --device cuda

@@ -20,8 +20,8 @@ WHOLE_MODELS = (
 )  # fmt: skip
 """What a folder of a Hugging Face revision holds, the one to take first."""
 
-COUNTERS = ("step", "global_step", "epoch")
-"""What stands beside the weights in checkpoints, as a tensor in some."""
+COUNTERS = {"step", "global_step", "epoch"}
+"""What may stand as a tensor beside weights that are under a name of their own."""
 
 SNAPSHOTS, REFS = "snapshots", "refs"
 """Folders of a repository in Hugging Face's cache: ``snapshots/<hash>/`` with files, ``refs/<name>`` with a hash."""
@@ -52,7 +52,8 @@ class Checkpoint:
             ValueError: If the file cannot be read.
         """
         content = content_of(self.path)
-        return _tensors(content.get("state_dict", content)) or _only_inner(content)
+        named = _tensors(content.get("state_dict", content))
+        return named if named.keys() - COUNTERS else _only_inner(content) or named
 
     @property
     def size(self) -> int:
@@ -158,7 +159,7 @@ def _wanted(steps: str | Collection[int], known: Sequence[int]) -> set[int]:
 
 
 def _tensors(content: Mapping[str, Any]) -> Params:
-    return {name: value for name, value in content.items() if isinstance(value, Tensor) and name not in COUNTERS}
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _only_inner(content: Mapping[str, Any]) -> Params:

@@ -231,5 +231,8 @@ def test_weights_under_a_name_of_the_users(name: str) -> None:
     (found,) = find_checkpoints("last.pt")
     assert (found.step, found.global_step, found.epoch) == (12, 12, 3)
     assert found.weights().keys() == weights.keys()
+    counted = {**weights, "step": torch.tensor(3)}  # a buffer of the network's
+    torch.save(counted, "step=12.pt")
+    assert find_checkpoints("step=12.pt")[0].weights().keys() == counted.keys()
     torch.save({name: weights, "other": weights, "global_step": 12}, "last.pt")
     assert find_checkpoints("last.pt")[0].weights() == {}  # which of them is not for us to guess

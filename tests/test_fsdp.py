@@ -170,7 +170,7 @@ def fit(
     processes: int = 2,
     **options: Any,
 ) -> None:
-    """One process's part of it."""
+    """Train two epochs in one of the processes."""
     seed_all(3)
     strategy = ModelParallelStrategy(
         data_parallel_size=processes, tensor_parallel_size=1, process_group_backend="gloo", timeout=TIMEOUT
@@ -180,19 +180,11 @@ def fit(
     trainer.fit((make or Sharded)(), loader_of(blobs(48)), val, ckpt_path=resume)
 
 
-def train(
-    folder: str,
-    *callbacks: Any,
-    make: Any = None,
-    val: Any = None,
-    resume: str | None = None,
-    processes: int = 2,
-    **options: Any,
-) -> list[dict[str, Any]]:
+def train(folder: str, *callbacks: Any, processes: int = 2, **options: Any) -> list[dict[str, Any]]:
     """Train two epochs on each process's part of the data; give what every process wrote down."""
 
     def started(rank: int) -> None:
-        fit(folder, *callbacks, make=make, val=val, resume=resume, processes=processes, **options)
+        fit(folder, *callbacks, processes=processes, **options)
 
     in_processes(started, count=processes)
     return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]

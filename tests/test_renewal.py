@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_slt as slt
 from lightning_slt.calibration import OUTGROWN
 from lightning_slt.calibration.relative import RENEWED_CONDITION
+from lightning_slt.callbacks.history import History
 from lightning_slt.running import make_reading
 
 COUNTS = slt.SamplingConfig(num_chains=4, num_draws=40, batch_size=8)
@@ -175,3 +176,11 @@ def test_a_growth_in_stages(tmp_path):
     assert len(localizations(readings)) == 1
     assert all(math.isfinite(r.estimates["full"]["llc"].mean) for r in readings)
     assert len(localizations(slt.load_records(tmp_path, revised=True))) == 3
+
+
+def test_what_is_owed_stays_owed_where_settings_change_again():
+    history, first, second = History(), object(), object()
+    history.owed, history.readings = [first], [second]
+    history.owe()
+    assert history.owed == [first, second]
+    assert history.readings == []

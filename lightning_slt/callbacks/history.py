@@ -41,7 +41,7 @@ class History:
         on_host: Whether what is kept waits in the host's memory.
 
     Attributes:
-        owed: What must be read again and was not yet, because a signal came.
+        owed: What is to be read again and was not yet.
     """
 
     def __init__(self, *, on_host: bool = False) -> None:
@@ -71,10 +71,9 @@ class History:
             self.lost += not self.settled
             del self.readings[0]
 
-    def take(self) -> list[Kept]:
-        """Everything that is to be read again, oldest first; what was lost stays as it is."""
-        readings, self.readings, self.lost = self.readings, [], 0
-        return readings
+    def owe(self) -> None:
+        """Everything is to be read again, oldest first; what was lost stays as it is."""
+        self.owed, self.readings, self.lost = [*self.owed, *self.readings], [], 0
 
     def release(self) -> Anchor | None:
         """The one that was held back."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -14,7 +14,7 @@ from lightning_slt.boundary import warn_user
 from lightning_slt.calibration import Settings
 from lightning_slt.callbacks.budget import Budget, Cost
 from lightning_slt.callbacks.complaints import Complaints
-from lightning_slt.callbacks.history import History, Kept
+from lightning_slt.callbacks.history import History
 from lightning_slt.callbacks.interruptions import Interruptions
 from lightning_slt.callbacks.journal import Journal
 from lightning_slt.callbacks.listening import tell
@@ -158,7 +158,7 @@ class LiveReadings:
             Whether it was made, flagged or put off, rather than left out because the curvature makes it too dear, or
             the process is to end.
         """
-        if self._ends() or not self._read_again(self.history.owed):
+        if self._ends() or not self._read_owed():
             return False
         look = self._look(anchor)
         outgrown = look is not None and not self.history.settled and self.reader.outgrown(look.settings)
@@ -200,25 +200,26 @@ class LiveReadings:
         """Go on with a larger γ, and read again what was read with the smaller one; whether that was done."""
         old = self.reader.calibrated.localization
         self.reader.renew(outgrown)
-        lost, again = self.history.lost, self.history.take()
+        lost = self.history.lost
+        self.history.owe()
         rest = f"; the first {lost}, no longer in memory, are not comparable with the rest" if lost else ""
         rank_zero_info(
             f"{self.name}: by step {step} the curvature has outgrown the settings of this run (κ = "
             f"{outgrown.condition:.3g}). localization is now {self.reader.calibrated.localization:.4g} in place of "
-            f"{old:.4g}, and the {len(again)} earlier readings are made again with it{rest}. "
+            f"{old:.4g}, and the {len(self.history.owed)} earlier readings are made again with it{rest}. "
             "Write localization= to fix it from the start"
         )
-        return self._read_again(again)
+        return self._read_owed()
 
     def adopt(self, found: Settings) -> None:
         """Go on with settings that were found elsewhere, for good, and read again what was read with others."""
         self.reader.adopt(found)
-        again, self.history.settled = self.history.take(), True
-        self._read_again(again)
+        self.history.owe()
+        self.history.settled = True
+        self._read_owed()
 
-    def _read_again(self, readings: Sequence[Kept]) -> bool:
-        """Whether all were made; those that a signal keeps from it come before the next reading."""
-        self.history.owed = list(readings)
+    def _read_owed(self) -> bool:
+        """Read again what is owed; whether all was made: what a signal keeps from it comes before the next reading."""
         while self.history.owed:
             kept = self.history.owed[0]
             if not self._read(kept.back(), on_credit=True, revises=kept.number):
@@ -319,8 +320,8 @@ class LiveReadings:
         held = self.history.release()
         if held is not None:
             self.read(held, on_credit=True)
-        elif not self._ends():
-            self._read_again(self.history.owed)
+        elif self.history.owed and not self._ends():
+            self._read_owed()
         self._summarize()
 
     def _summarize(self) -> None:
